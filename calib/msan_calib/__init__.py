@@ -1,0 +1,1 @@
+"""Decides types on the ONNX graph."""

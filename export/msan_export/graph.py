@@ -1,0 +1,82 @@
+"""The deployable module: picture in, picture out, with MSAN and the image contract inside.
+
+Two foldings make the graph smaller without changing the function: λ goes into the weights of the
+attention module's upsampling, and the Q, K and V convolutions become one.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from msan.blocks import SelfAttention
+from msan.network import MsanNetwork
+from msan_runtime.contract import Io
+
+__all__ = ["DeployableMsan", "FoldedAttention"]
+
+
+class FoldedAttention(nn.Module):
+    """:class:`msan.blocks.SelfAttention` with λ and Q/K/V folded; N×C×H×W in and out."""
+
+    def __init__(self, attention: SelfAttention) -> None:
+        super().__init__()
+        self.gconv = copy.deepcopy(attention.gconv)
+        self.qkv_conv = _joined((attention.query_conv, attention.key_conv, attention.value_conv))
+        self.degconv = _scaled(attention.degconv, attention.gamma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        down = self.gconv(x)
+        tokens = self.qkv_conv(down).flatten(2).transpose(1, 2).unsqueeze(1)
+        query, key, value = tokens.chunk(3, dim=3)
+        out = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        return self.degconv(out.squeeze(1).transpose(1, 2).reshape(down.shape)) + x
+
+
+class DeployableMsan(nn.Module):
+    """MSAN under the image contract: N×H×W×3 in and out, uint8 or float32 (``io``).
+
+    The result equals ``MsanNetwork`` on the scaled picture, clamped to [0, 1] and, for uint8,
+    rounded half to even.
+    """
+
+    def __init__(self, network: MsanNetwork, io: Io) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).eval()
+        self.io = io
+        for subnetwork in self.network.subnetworks:
+            if isinstance(subnetwork.sa, SelfAttention):
+                subnetwork.sa = FoldedAttention(subnetwork.sa)
+
+    def forward(self, blurred: Tensor) -> Tensor:
+        if self.io == "float32":
+            return self._deblurred(blurred)
+        levels = self._deblurred(blurred.to(torch.float32) / 255) * 255
+        # TensorRT takes a cast to uint8 only as the very last operation.
+        return levels.round().to(torch.uint8)
+
+    def _deblurred(self, blurred: Tensor) -> Tensor:
+        picture = self.network(blurred.permute(0, 3, 1, 2))
+        return picture.permute(0, 2, 3, 1).clamp(0, 1)
+
+
+def _joined(convolutions: tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d]) -> nn.Conv2d:
+    """One 1×1 convolution whose output channels are those of all three, one after the other."""
+    channels = convolutions[0].in_channels
+    joined = nn.Conv2d(channels, 3 * channels, 1)
+    joined.weight = nn.Parameter(torch.cat([c.weight.detach() for c in convolutions]))
+    joined.bias = nn.Parameter(torch.cat([c.bias.detach() for c in convolutions if c.bias is not None]))
+    return joined
+
+
+def _scaled(upsampling: nn.ConvTranspose2d, gain: Tensor) -> nn.ConvTranspose2d:
+    """``upsampling`` with ``gain`` multiplied into weight and bias."""
+    scaled = copy.deepcopy(upsampling)
+    with torch.no_grad():
+        scaled.weight.mul_(gain)
+        if scaled.bias is not None:
+            scaled.bias.mul_(gain)
+    return scaled

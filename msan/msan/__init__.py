@@ -1,0 +1,1 @@
+"""MSAN in PyTorch: the network, its training, its evaluation."""

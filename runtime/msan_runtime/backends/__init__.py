@@ -1,0 +1,1 @@
+"""Backends: each runs the network on batches of equal, padded tiles."""
