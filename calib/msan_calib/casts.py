@@ -21,6 +21,7 @@ FLOAT16_MAX = 65504.0
 BOUNDARY_OPS = frozenset({"Cast", "Div", "Mul", "Sub", "Add", "Clip", "Round", "Transpose", "Min", "Max"})
 """Elementwise and layout operations: what the scaling before and after the network is made of."""
 
+
 class CastError(MsanError):
     """A graph that cannot be written in FP16."""
 

@@ -1,0 +1,111 @@
+"""Many picture files: what goes where, and what became of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from msan_runtime.compare import side_by_side
+from msan_runtime.deblur import Deblurrer
+from msan_runtime.errors import MsanError, PictureError
+from msan_runtime.image import SUFFIXES, Picture, read_picture, write_picture
+
+__all__ = ["Job", "Outcome", "deblur_files", "plan_jobs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One picture file to deblur, and where the result goes."""
+
+    source: Path
+    target: Path
+
+    @property
+    def comparison(self) -> Path:
+        """Where the before/after picture goes: beside the result, always PNG."""
+        return self.target.with_name(f"{self.target.stem}.compare.png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a job: done in ``seconds``, or not, with the reason in ``error``."""
+
+    job: Job
+    seconds: float
+    error: str | None
+
+
+def plan_jobs(inputs: Sequence[Path], output: Path) -> list[Job]:
+    """Decide where each result goes.
+
+    One input file and an ``output`` that ends like a picture: there. Otherwise ``output`` is a
+    folder that keeps the names; folders are searched through and their inner paths kept.
+
+    Raises:
+        PictureError: if an input does not exist, a folder holds no picture, two results would have
+            one name, or a result would replace an input.
+    """
+    if len(inputs) == 1 and inputs[0].is_file() and output.suffix.lower() in SUFFIXES and not output.is_dir():
+        jobs = [Job(source=inputs[0], target=output)]
+    else:
+        jobs = [Job(source=file, target=output / name) for path in inputs for file, name in _found(path)]
+    _refuse_clashes(jobs)
+    return jobs
+
+
+def deblur_files(deblurrer: Deblurrer, jobs: Sequence[Job], *, compare: bool = False) -> Iterator[Outcome]:
+    """Deblur one file after the other; a bad one does not stop the rest.
+
+    Args:
+        deblurrer: what deblurs.
+        jobs: from :func:`plan_jobs`.
+        compare: also write a labelled before/after picture.
+
+    Yields:
+        An outcome for each job, in order.
+    """
+    for job in jobs:
+        started = time.perf_counter()
+        error = _run(deblurrer, job, compare=compare)
+        yield Outcome(job=job, seconds=time.perf_counter() - started, error=error)
+
+
+def _run(deblurrer: Deblurrer, job: Job, *, compare: bool) -> str | None:
+    """Do one job; the reason if it failed."""
+    try:
+        picture = read_picture(job.source)
+        sharp = deblurrer.deblur(picture.pixels)
+        write_picture(job.target, dataclasses.replace(picture, pixels=sharp))
+        if compare:
+            sheet = side_by_side(picture.pixels, sharp)
+            write_picture(job.comparison, Picture(pixels=sheet, alpha=None, grey=False, icc=picture.icc, exif=None))
+    except MsanError as error:
+        return str(error)
+    return None
+
+
+def _found(path: Path) -> list[tuple[Path, Path]]:
+    """Files to deblur under an input, with the names that their results get."""
+    if path.is_file():
+        return [(path, Path(path.name))]
+    if not path.is_dir():
+        raise PictureError(f"no file or folder {path}")
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not files:
+        raise PictureError(f"no JPEG, PNG, WebP or TIFF picture in {path}")
+    return [(file, file.relative_to(path)) for file in files]
+
+
+def _refuse_clashes(jobs: Sequence[Job]) -> None:
+    sources = {job.source.resolve() for job in jobs}
+    targets: dict[Path, Path] = {}
+    for job in jobs:
+        target = job.target.resolve()
+        if target in sources:
+            raise PictureError(f"the result of {job.source} would replace the input {job.target}. Choose another -o")
+        if target in targets:
+            raise PictureError(f"{targets[target]} and {job.source} would both be written to {job.target}")
+        targets[target] = job.source

@@ -1,0 +1,63 @@
+"""An opened bundle: its folder, its manifest, and files whose hashes have been checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from msan_runtime.errors import BundleError
+from msan_runtime.manifest import EngineEntry, GraphEntry, Manifest, load_manifest, read_checked
+
+__all__ = ["DEFAULT_BUNDLE", "Bundle", "open_bundle", "shipped_bundles"]
+
+DEFAULT_BUNDLE = "msan-s"
+MODELS = Path(__file__).parent / "models"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A bundle on disk whose manifest and files have been checked."""
+
+    folder: Path
+    manifest: Manifest
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file of the bundle, their hash checked once more.
+
+        Raises:
+            BundleError: if the file changed since the bundle was opened.
+        """
+        return read_checked(self.folder, self.manifest.file(path))
+
+    def graph(self, *, prefer: tuple[str, ...]) -> GraphEntry | None:
+        """The uint8 graph whose precision comes first in ``prefer``; ``None`` if there is none of these."""
+        graphs = [graph for graph in self.manifest.graphs if graph.io == "uint8" and graph.precision in prefer]
+        return min(graphs, key=lambda graph: prefer.index(graph.precision), default=None)
+
+    def engine(self, flavour: str) -> EngineEntry | None:
+        """The engine of that flavour; ``None`` if there is none."""
+        return next((engine for engine in self.manifest.engines if engine.flavour == flavour), None)
+
+
+def shipped_bundles() -> dict[str, Path]:
+    """Names and folders of the bundles that are installed with msan."""
+    return {path.parent.name: path.parent for path in sorted(MODELS.glob("*/manifest.json"))}
+
+
+def open_bundle(bundle: str | Path | None = None) -> Bundle:
+    """Open a bundle and check every file of it.
+
+    Args:
+        bundle: a folder, or the name of a shipped bundle; ``msan-s`` if left out.
+
+    Raises:
+        BundleError: if there is none, its schema is unknown, or a file is missing or changed.
+    """
+    name = DEFAULT_BUNDLE if bundle is None else str(bundle)
+    folder = shipped_bundles().get(name, Path(name))
+    if not folder.is_dir():
+        raise BundleError(f"no bundle at {folder}. Shipped bundles: {', '.join(shipped_bundles()) or 'none'}")
+    manifest = load_manifest(folder)
+    for file in manifest.files:
+        read_checked(folder, file)
+    return Bundle(folder=folder, manifest=manifest)
