@@ -7,20 +7,25 @@ refused before anything is built.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from msan_export.onnx import Precision
 from msan_export.targets import Capability
+from msan_runtime.atomic import write_bytes, write_text
 from msan_runtime.contract import INPUT_NAME
 from msan_runtime.errors import CheckFailedError, MissingExtraError, MsanError
-from msan_runtime.manifest import Profile
+from msan_runtime.manifest import EngineEntry, Profile
 
 __all__ = [
     "DEFAULT_PROFILE",
+    "ENGINE_SUFFIX",
     "BuildError",
     "Engine",
     "EngineSpec",
@@ -28,6 +33,8 @@ __all__ = [
     "LayerType",
     "build_engine",
     "check_types",
+    "engine_entry",
+    "save_engine",
 ]
 
 Flavour = Literal["tensorrt-rtx", "tensorrt"]
@@ -37,7 +44,10 @@ MODULES: dict[Flavour, tuple[str, str]] = {
     "tensorrt": ("tensorrt", "tensorrt"),
 }
 
-DEFAULT_PROFILE = Profile(min=(1, 64, 64), opt=(1, 720, 1280), max=(1, 2160, 3840))
+DEFAULT_PROFILE = Profile(min=(1, 8, 8), opt=(1, 720, 1280), max=(1, 1920, 1920))
+"""Full HD in one tile, upright or not; 57,600 attention keys at most. Larger pictures are tiled."""
+
+ENGINE_SUFFIX: dict[Flavour, str] = {"tensorrt-rtx": "rtx.engine", "tensorrt": "trt.engine"}
 
 HEAVY_LAYERS = {
     "CONVOLUTION": "convolution",
@@ -80,11 +90,12 @@ class LayerType:
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """A built engine: its bytes, the library's version and the types of its heavy layers."""
+    """A built engine: its bytes, the library's version, its precision and the types of its heavy layers."""
 
     data: bytes
     spec: EngineSpec
     version: str
+    precision: Precision
     layers: tuple[LayerType, ...]
 
     @property
@@ -121,7 +132,31 @@ def build_engine(graph: bytes, spec: EngineSpec, precision: Precision, *, on_pha
     data = builder.build_serialized_network(network, config)
     if data is None:
         raise BuildError(f"{spec.flavour} could not build the engine: {logger.worst()}")
-    return Engine(data=bytes(data), spec=spec, version=trt.__version__, layers=layers)
+    return Engine(data=bytes(data), spec=spec, version=trt.__version__, precision=precision, layers=layers)
+
+
+def engine_entry(engine: Engine, path: str, graph: str) -> EngineEntry:
+    """The manifest's entry for ``engine``, stored at ``path`` and built from ``graph``."""
+    return EngineEntry(
+        path=path,
+        flavour=engine.spec.flavour,
+        flavour_version=engine.version,
+        compute_capabilities=tuple(str(capability) for capability in engine.spec.capabilities),
+        profile=engine.spec.profile,
+        precision=engine.precision,
+        layer_types=engine.layer_types,
+        graph=graph,
+    )
+
+
+def save_engine(engine: Engine, folder: Path, graph: Path) -> Path:
+    """Write ``engine`` into ``folder`` under the graph's name, with its entry as JSON beside it; both atomically."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{graph.stem}.{ENGINE_SUFFIX[engine.spec.flavour]}"
+    entry = dataclasses.asdict(engine_entry(engine, path.name, graph.name))
+    write_bytes(path, engine.data)
+    write_text(path.with_name(f"{path.name}.json"), json.dumps(entry, indent=2) + "\n")
+    return path
 
 
 def check_types(layers: tuple[LayerType, ...], precision: Precision) -> None:
@@ -275,4 +310,5 @@ def _widest(dtypes: list[Any]) -> str:
 
 
 def _short(dtype: Any) -> str:
-    return {"HALF": "fp16", "FLOAT": "fp32"}.get(dtype.name, dtype.name.lower())
+    name: str = dtype.name
+    return {"HALF": "fp16", "FLOAT": "fp32"}.get(name, name.lower())

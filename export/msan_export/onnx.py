@@ -14,14 +14,29 @@ from typing import Any, Literal
 
 import onnx
 import torch
+from google.protobuf.message import DecodeError
 
 from msan.checkpoint import Checkpoint, network_from_checkpoint
 from msan_calib.casts import cast_to_float16
 from msan_export.graph import DeployableMsan
 from msan_runtime.atomic import write_bytes
 from msan_runtime.contract import CONTRACT_VERSION, INPUT_NAME, OUTPUT_NAME, SIZE_MULTIPLE, Io
+from msan_runtime.errors import MsanError
 
-__all__ = ["METADATA_PREFIX", "OPSET", "OnnxArtifact", "Precision", "export_onnx", "onnx_from_checkpoint"]
+__all__ = [
+    "METADATA_PREFIX",
+    "OPSET",
+    "ExportedMetadata",
+    "OnnxArtifact",
+    "OnnxError",
+    "Precision",
+    "export_onnx",
+    "metadata_of",
+    "onnx_from_checkpoint",
+    "read_exported",
+    "save_onnx",
+    "set_metadata",
+]
 
 Precision = Literal["fp32", "fp16"]
 
@@ -29,6 +44,10 @@ OPSET = 23
 """The first opset with the Attention operator."""
 
 METADATA_PREFIX = "msan."
+
+
+class OnnxError(MsanError):
+    """A file that is not an ONNX graph of ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +111,33 @@ def onnx_from_checkpoint(checkpoint: Checkpoint, *, io: Io) -> onnx.ModelProto:
         },
     )
     return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedMetadata:
+    """What an exported graph says of itself."""
+
+    precision: Precision
+    io: Io
+
+
+def read_exported(path: Path) -> tuple[bytes, ExportedMetadata]:
+    """The bytes of an ONNX file that ``msan export`` wrote, and its metadata.
+
+    Raises:
+        OnnxError: if it is missing, not ONNX, or of another maker.
+    """
+    try:
+        data = path.read_bytes()
+        metadata = metadata_of(onnx.load_model_from_string(data))
+    except OSError as error:
+        raise OnnxError(f"cannot read {path}: {error.strerror}") from error
+    except DecodeError as error:
+        raise OnnxError(f"{path} is not an ONNX file") from error
+    precision, picture_io = metadata.get("precision"), metadata.get("io")
+    if precision not in ("fp32", "fp16") or picture_io not in ("uint8", "float32"):
+        raise OnnxError(f"{path} was not made by msan export: it carries no msan.precision. Export the checkpoint")
+    return data, ExportedMetadata(precision=precision, io=picture_io)
 
 
 def set_metadata(model: onnx.ModelProto, values: dict[str, str]) -> None:

@@ -52,6 +52,9 @@ class BlurSpec:
             raise ValueError(f"instants must be at least 2, not {self.instants}")
         if not 0 <= self.sharp_share <= 1:
             raise ValueError(f"sharp_share must lie in [0, 1], not {self.sharp_share}")
+        for name in ("roll_px", "wander", "noise_levels"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
 
 
 def linear_from_srgb(srgb: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ and so on; a ``module.`` prefix (DataParallel) and a wrapping ``state_dict``, ``
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from msan_runtime.errors import MsanError
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "find_checkpoint",
     "load_checkpoint",
     "network_from_checkpoint",
     "save_checkpoint",
@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 EXPECTED = "an MSAN state dict (keys like 'edcoder1.layer1.weight'), as safetensors or a PyTorch file"
+WEIGHTS = Path(__file__).parent / "weights"
 WRAPPERS = ("state_dict", "model", "params")
 
 
@@ -59,6 +60,13 @@ class Checkpoint:
     spec: ModelSpec
     state: Mapping[str, Tensor]
     metadata: Mapping[str, str]
+
+
+def find_checkpoint(name: str) -> Path:
+    """The file of a checkpoint given by its path or the name of a shipped one (``msan-s``)."""
+    path = Path(name)
+    shipped = WEIGHTS / f"{name}.safetensors"
+    return shipped if not path.exists() and shipped.is_file() else path
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -127,7 +135,8 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, object], Mapping[str, st
 def _read_torch(path: Path) -> Mapping[str, object]:
     try:
         content: object = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:
+        # A damaged pickle raises whatever it trips over: IndexError, struct.error, AssertionError and more.
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read as weights ({reason}): expected {EXPECTED}") from error
     for wrapper in WRAPPERS:

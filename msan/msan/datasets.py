@@ -32,7 +32,7 @@ def picture_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DatasetError(f"no folder of pictures at {folder}")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
     if not files:
         raise DatasetError(f"no JPEG, PNG, WebP or TIFF picture under {folder}")
     return files
@@ -58,7 +58,7 @@ def _load(file: Path, long_side_px: int) -> Tensor:
     try:
         with Image.open(file) as image:
             rgb = image.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DatasetError(f"cannot decode {file}: {error}. Remove it or replace it") from error
     rgb.thumbnail((long_side_px, long_side_px), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()

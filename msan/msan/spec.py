@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from msan_runtime.errors import MsanError
 
-__all__ = ["MSAN", "MSAN_S", "NAMED_SPECS", "ModelSpec", "SpecError"]
+__all__ = ["MSAN", "MSAN_S", "NAMED_SPECS", "ModelSpec", "SpecError", "spec_named"]
 
 SCALES = 3
 """Encoder levels (full, half and quarter scale), fixed by the paper (§3.1)."""
@@ -77,3 +77,14 @@ MSAN_S = ModelSpec(stages=2, base_channels=16, resblocks=3)
 """A small network of the same structure, for CPUs."""
 
 NAMED_SPECS = {"msan": MSAN, "msan-s": MSAN_S}
+
+
+def spec_named(name: str) -> ModelSpec:
+    """The spec called ``name``.
+
+    Raises:
+        SpecError: if there is none of that name.
+    """
+    if name not in NAMED_SPECS:
+        raise SpecError(f"no network named {name!r}. There are: {', '.join(NAMED_SPECS)}")
+    return NAMED_SPECS[name]

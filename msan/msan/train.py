@@ -207,14 +207,21 @@ def _open_run(folder: Path, config: TrainConfig, picture_count: int) -> None:
     path = folder / "train.json"
     ours: dict[str, Any] = json.loads(json.dumps({"config": config.to_dict(), "pictures": picture_count}))
     if path.exists():
-        theirs: dict[str, Any] = json.loads(path.read_text())
-        different = [k for k, v in ours["config"].items() if k != "steps" and theirs["config"].get(k) != v]
+        theirs = _recipe_in(path)
+        different = [k for k, v in ours["config"].items() if k != "steps" and theirs.get(k) != v]
         if different:
             raise TrainError(
                 f"{folder} holds a run with another {', '.join(different)}. "
                 "Resume with the same values, or choose another folder"
             )
     write_text(path, json.dumps(ours, indent=2) + "\n")
+
+
+def _recipe_in(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainError(f"{path} is no recipe of a run ({error!r}). Choose another folder") from error
 
 
 def _report(

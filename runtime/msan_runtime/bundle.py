@@ -8,7 +8,7 @@ from pathlib import Path
 from msan_runtime.errors import BundleError
 from msan_runtime.manifest import EngineEntry, GraphEntry, Manifest, load_manifest, read_checked
 
-__all__ = ["DEFAULT_BUNDLE", "Bundle", "open_bundle", "shipped_bundles"]
+__all__ = ["DEFAULT_BUNDLE", "Bundle", "find_bundle", "open_bundle", "shipped_bundles"]
 
 DEFAULT_BUNDLE = "msan-s"
 MODELS = Path(__file__).parent / "models"
@@ -44,6 +44,20 @@ def shipped_bundles() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(MODELS.glob("*/manifest.json"))}
 
 
+def find_bundle(bundle: str | Path) -> Path:
+    """The folder of a bundle given by its path or the name of a shipped one.
+
+    Raises:
+        BundleError: if there is no such folder.
+    """
+    folder = Path(bundle)
+    if not folder.is_dir():
+        folder = shipped_bundles().get(str(bundle), folder)
+    if not folder.is_dir():
+        raise BundleError(f"no bundle at {folder}. Shipped bundles: {', '.join(shipped_bundles()) or 'none'}")
+    return folder
+
+
 def open_bundle(bundle: str | Path | None = None) -> Bundle:
     """Open a bundle and check every file of it.
 
@@ -53,10 +67,7 @@ def open_bundle(bundle: str | Path | None = None) -> Bundle:
     Raises:
         BundleError: if there is none, its schema is unknown, or a file is missing or changed.
     """
-    name = DEFAULT_BUNDLE if bundle is None else str(bundle)
-    folder = shipped_bundles().get(name, Path(name))
-    if not folder.is_dir():
-        raise BundleError(f"no bundle at {folder}. Shipped bundles: {', '.join(shipped_bundles()) or 'none'}")
+    folder = find_bundle(DEFAULT_BUNDLE if bundle is None else bundle)
     manifest = load_manifest(folder)
     for file in manifest.files:
         read_checked(folder, file)

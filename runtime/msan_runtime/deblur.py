@@ -21,8 +21,7 @@ __all__ = ["Deblurrer"]
 class Deblurrer:
     """Deblurs pictures with one bundle on one backend.
 
-    A context manager; one instance belongs to one thread at a time. Results do not depend on what
-    was deblurred before.
+    A context manager; one instance belongs to one thread at a time.
 
     Attributes:
         bundle: what was loaded.

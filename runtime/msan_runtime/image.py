@@ -62,7 +62,7 @@ def read_picture(path: Path) -> Picture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=["JPEG", "MPO", "PNG", "WEBP", "TIFF"]) as image:
+            with Image.open(path, formats=["JPEG", "PNG", "WEBP", "TIFF"]) as image:
                 return _picture(image, path)
     except UnidentifiedImageError as error:
         raise PictureError(f"{path} is not a JPEG, PNG, WebP or TIFF picture") from error

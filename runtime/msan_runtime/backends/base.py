@@ -80,3 +80,5 @@ def check_tiles(tiles: PictureArray, limits: TileLimits) -> None:
         raise ContractError(f"a tile of {height}×{width} is under this backend's smallest {small[0]}×{small[1]}")
     if large is not None and (height > large[0] or width > large[1]):
         raise ContractError(f"a tile of {height}×{width} is over this backend's largest {large[0]}×{large[1]}")
+    if height * width > limits.area_px:
+        raise ContractError(f"a tile of {height}×{width} is over this backend's largest area, {limits.area_px} px")

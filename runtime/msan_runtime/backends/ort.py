@@ -84,9 +84,7 @@ def _cuda_unavailable() -> str | None:
 
     if PROVIDERS["ort-cuda"] not in onnxruntime.get_available_providers():
         return "this onnxruntime has no CUDA (pip install 'msan[cuda]', without the cpu extra)"
-    from msan_runtime.backends.cuda import gpu_problem
-
-    return gpu_problem()
+    return None
 
 
 def _first_line(error: Exception) -> str:

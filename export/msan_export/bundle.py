@@ -1,0 +1,175 @@
+"""Bundles: a checkpoint exported, built, verified and put into a folder, all or nothing."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msan.checkpoint import Checkpoint
+from msan_calib.casts import cast_to_float16
+from msan_export.engine import ENGINE_SUFFIX, EngineSpec, OnPhase, build_engine, engine_entry
+from msan_export.onnx import OPSET, onnx_from_checkpoint, save_onnx, set_metadata
+from msan_export.parity import Case, ParityReport, verify_bundle
+from msan_export.report import parity_json
+from msan_runtime.atomic import write_bytes, write_text
+from msan_runtime.contract import CONTRACT_VERSION
+from msan_runtime.errors import BundleError, CheckFailedError
+from msan_runtime.manifest import (
+    MANIFEST_NAME,
+    EngineEntry,
+    GraphEntry,
+    Manifest,
+    describe_file,
+    save_manifest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+__all__ = ["Deployment", "deploy"]
+
+TOOLS = ("msan", "torch", "onnx", "onnxscript", "onnxruntime", "polygraphy", "tensorrt-rtx", "tensorrt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """A finished bundle: its folder, manifest and verdict."""
+
+    folder: Path
+    manifest: Manifest
+    report: ParityReport
+
+
+def deploy(
+    checkpoint: Checkpoint,
+    folder: Path,
+    spec: EngineSpec,
+    cases: Sequence[Case],
+    *,
+    provenance: Mapping[str, str] | None = None,
+    on_step: Callable[[str], None] | None = None,
+    on_phase: OnPhase | None = None,
+) -> Deployment:
+    """Export, build and verify ``checkpoint``; put the bundle at ``folder`` if it passes.
+
+    Args:
+        checkpoint: what to deploy.
+        folder: of the bundle; an older bundle there is replaced, anything else is left alone.
+        spec: of the engine, which is FP16.
+        cases: pictures to verify on.
+        provenance: more lines for the manifest.
+        on_step: told of each step in words.
+        on_phase: told of the engine build's progress.
+
+    Raises:
+        BundleError: if ``folder`` is not a bundle and not empty, or cannot be written.
+        CheckFailedError: if the bundle does not pass; ``FOLDER.parity.json`` then says where.
+    """
+    say = on_step or (lambda _: None)
+    with _staging(folder) as stage:
+        graphs = _write_graphs(checkpoint, stage, say)
+        say(f"building a {spec.flavour} engine for {', '.join(c.sm for c in spec.capabilities)}")
+        fp16 = next(graph for graph in graphs if graph.precision == "fp16")
+        engine = build_engine((stage / fp16.path).read_bytes(), spec, "fp16", on_phase=on_phase)
+        entry = engine_entry(engine, f"{checkpoint.spec.name}.{ENGINE_SUFFIX[spec.flavour]}", fp16.path)
+        write_bytes(stage / entry.path, engine.data)
+        manifest = _manifest(checkpoint, stage, graphs, entry, provenance or {})
+        save_manifest(manifest, stage)
+        say(f"verifying against PyTorch on {len(cases)} pictures")
+        report = replace(verify_bundle(checkpoint, stage, cases), bundle=folder.name)
+        if not report.passed:
+            raise _refused(report, folder)
+        write_text(stage / "parity.json", parity_json(report))
+        manifest = replace(manifest, files=(*manifest.files, describe_file(stage, "parity.json")))
+        save_manifest(manifest, stage)
+    return Deployment(folder=folder, manifest=manifest, report=report)
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of the installed tools that a bundle depends on."""
+    found: dict[str, str] = {}
+    for tool in TOOLS:
+        try:
+            found[tool] = version(tool)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _write_graphs(checkpoint: Checkpoint, stage: Path, say: Callable[[str], None]) -> tuple[GraphEntry, ...]:
+    name = checkpoint.spec.name
+    say(f"exporting {name} to ONNX, opset {OPSET}")
+    fp32 = onnx_from_checkpoint(checkpoint, io="uint8")
+    fp16 = cast_to_float16(fp32)
+    set_metadata(fp16, {"precision": "fp16"})
+    save_onnx(fp16, stage / f"{name}.fp16.onnx", precision="fp16", io="uint8")
+    save_onnx(fp32, stage / f"{name}.fp32.onnx", precision="fp32", io="uint8")
+    return (
+        GraphEntry(path=f"{name}.fp16.onnx", precision="fp16", io="uint8", opset=OPSET),
+        GraphEntry(path=f"{name}.fp32.onnx", precision="fp32", io="uint8", opset=OPSET),
+    )
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    stage: Path,
+    graphs: tuple[GraphEntry, ...],
+    engine: EngineEntry,
+    provenance: Mapping[str, str],
+) -> Manifest:
+    return Manifest(
+        name=checkpoint.spec.name,
+        spec=checkpoint.spec.to_dict(),
+        contract_version=CONTRACT_VERSION,
+        graphs=graphs,
+        engines=(engine,),
+        files=tuple(describe_file(stage, path) for path in (*(graph.path for graph in graphs), engine.path)),
+        versions=tool_versions(),
+        provenance={
+            "checkpoint": checkpoint.path.name,
+            "checkpoint_sha256": checkpoint.sha256,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            **provenance,
+        },
+    )
+
+
+def _refused(report: ParityReport, folder: Path) -> CheckFailedError:
+    path = folder.with_name(f"{folder.name}.parity.json")
+    write_text(path, parity_json(report))
+    failed = [check for check in report.checks if check.passed is False]
+    first = failed[0] if failed else None
+    where = f"{first.subject}, {first.quantity} {first.case}".strip() if first else "no picture was compared"
+    return CheckFailedError(f"the bundle was not written: {len(failed)} checks failed, first {where}. See {path}")
+
+
+@contextmanager
+def _staging(folder: Path) -> Generator[Path]:
+    """A temporary folder beside ``folder`` that takes its place if the block ends well."""
+    if folder.exists() and not _replaceable(folder):
+        raise BundleError(f"{folder} exists and is not a bundle: choose another -o")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        outer = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise BundleError(f"cannot write to {folder.parent}: {error.strerror}. Choose another -o") from error
+    try:
+        stage = outer / "new"
+        stage.mkdir()
+        yield stage
+        if folder.exists():
+            folder.rename(outer / "old")
+        stage.rename(folder)
+    finally:
+        shutil.rmtree(outer, ignore_errors=True)
+
+
+def _replaceable(folder: Path) -> bool:
+    return folder.is_dir() and ((folder / MANIFEST_NAME).is_file() or not any(folder.iterdir()))

@@ -1,0 +1,206 @@
+"""The commands of the export room: ``msan export``, ``build``, ``verify`` and ``deploy``."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from msan_runtime.errors import MsanError
+
+if TYPE_CHECKING:
+    from msan_export.engine import Engine, EngineSpec, Flavour, OnPhase
+    from msan_export.parity import ParityReport
+
+__all__ = ["register"]
+
+screen = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+CheckpointArgument = Annotated[str, typer.Argument(help="Checkpoint file, or a shipped name (msan-s).", metavar="CKPT")]
+GpuOption = Annotated[str, typer.Option("--gpu", help="GPUs, comma-separated; 'list' prints the names.")]
+FlavourOption = Annotated[Literal["tensorrt-rtx", "tensorrt"], typer.Option(help="Which TensorRT builds the engine.")]
+MinOption = Annotated[str, typer.Option("--min", help="Smallest tile, HEIGHTxWIDTH.")]
+OptOption = Annotated[str, typer.Option("--opt", help="Typical tile, HEIGHTxWIDTH.")]
+MaxOption = Annotated[str, typer.Option("--max", help="Largest tile, HEIGHTxWIDTH.")]
+PicturesOption = Annotated[
+    Path | None, typer.Option(help="Folder of pictures to compare on (default: shipped samples).")
+]
+
+GPUS = "rtx30,rtx40,rtx50"
+SMALLEST, TYPICAL, LARGEST = "8x8", "720x1280", "1920x1920"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this room's commands to the root app."""
+    app.command("export")(export)
+    app.command("build")(build)
+    app.command("verify")(verify)
+    app.command("deploy")(deploy)
+
+
+def export(
+    checkpoint: CheckpointArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The ONNX file to write.")],
+    precision: Annotated[Literal["fp32", "fp16"], typer.Option(help="Type of weights and arithmetic.")] = "fp16",
+    io: Annotated[Literal["uint8", "float32"], typer.Option(help="Type of the pictures in and out.")] = "uint8",
+) -> None:
+    """Export a checkpoint to ONNX (opset 23, dynamic batch, height and width)."""
+    from msan.checkpoint import find_checkpoint, load_checkpoint
+    from msan_export.onnx import export_onnx
+
+    loaded = load_checkpoint(find_checkpoint(checkpoint))
+    with _writing(output), errors.status("exporting"):
+        artifact = export_onnx(loaded, output, precision=precision, io=io)
+    size_mb = output.stat().st_size / 1e6
+    screen.print(f"{output}: {loaded.spec.name}, {precision}, {io} pictures, opset {artifact.opset}, {size_mb:.1f} MB")
+
+
+def build(
+    model: Annotated[Path | None, typer.Argument(help="ONNX file from msan export.", metavar="MODEL.onnx")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the engine.")] = Path(),
+    gpu: GpuOption = GPUS,
+    precision: Annotated[
+        Literal["fp32", "fp16"] | None, typer.Option(help="What the engine must compute in (default: as exported).")
+    ] = None,
+    flavour: FlavourOption = "tensorrt-rtx",
+    smallest: MinOption = SMALLEST,
+    typical: OptOption = TYPICAL,
+    largest: MaxOption = LARGEST,
+) -> None:
+    """Build an engine from an ONNX file and prove its types. TensorRT-RTX needs no GPU for it."""
+    from msan_export.engine import build_engine, save_engine
+    from msan_export.onnx import read_exported
+
+    if gpu == "list":
+        _print_targets()
+        return
+    if model is None:
+        raise MsanError("no ONNX file given: msan build MODEL.onnx -o DIR. Make one with: msan export")
+    spec = _engine_spec(gpu, flavour, smallest, typical, largest)
+    graph, metadata = read_exported(model)
+    with _phases() as on_phase:
+        engine = build_engine(graph, spec, precision or metadata.precision, on_phase=on_phase)
+    with _writing(output):
+        path = save_engine(engine, output, model)
+    _print_engine(engine, path)
+
+
+def verify(
+    checkpoint: CheckpointArgument,
+    bundle: Annotated[str, typer.Argument(help="The bundle's folder, or a shipped name.")],
+    pictures: PicturesOption = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Where to write the figures (default: BUNDLE.parity.json).")
+    ] = None,
+) -> None:
+    """Compare a bundle with its checkpoint in PyTorch. Exit code 1 if anything is out of bounds."""
+    from msan.checkpoint import find_checkpoint, load_checkpoint
+    from msan_export.parity import sample_cases, verify_bundle
+    from msan_export.report import parity_json
+    from msan_runtime.atomic import write_text
+    from msan_runtime.bundle import find_bundle
+
+    loaded, folder, cases = load_checkpoint(find_checkpoint(checkpoint)), find_bundle(bundle), sample_cases(pictures)
+    with errors.status("comparing"):
+        report = verify_bundle(loaded, folder, cases)
+    _print_verdict(report)
+    target = json or folder.resolve().with_name(f"{folder.resolve().name}.parity.json")
+    with _writing(target):
+        write_text(target, parity_json(report))
+    screen.print(f"{'PASS' if report.passed else 'FAIL'}: {folder} (figures in {target})", soft_wrap=True)
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def deploy(
+    checkpoint: CheckpointArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The bundle's folder.")],
+    gpu: GpuOption = GPUS,
+    flavour: FlavourOption = "tensorrt-rtx",
+    smallest: MinOption = SMALLEST,
+    typical: OptOption = TYPICAL,
+    largest: MaxOption = LARGEST,
+    pictures: PicturesOption = None,
+) -> None:
+    """Export, build and verify in one go; write a bundle if it passes."""
+    from msan.checkpoint import find_checkpoint, load_checkpoint
+    from msan_export import bundle
+    from msan_export.parity import sample_cases
+
+    if gpu == "list":
+        _print_targets()
+        return
+    spec = _engine_spec(gpu, flavour, smallest, typical, largest)
+    loaded, cases = load_checkpoint(find_checkpoint(checkpoint)), sample_cases(pictures)
+    with _phases() as on_phase:
+        done = bundle.deploy(loaded, output, spec, cases, on_step=errors.print, on_phase=on_phase)
+    _print_verdict(done.report)
+    screen.print(f"\n{output}: {loaded.spec.name}, checkpoint {loaded.sha256[:12]}")
+    for file in done.manifest.files:
+        screen.print(f"  {file.path:24} {file.size_bytes / 1e6:6.1f} MB")
+    screen.print(f"Use it: msan deblur PICTURE -o OUT --bundle {output}", soft_wrap=True)
+
+
+def _engine_spec(gpu: str, flavour: Flavour, smallest: str, typical: str, largest: str) -> EngineSpec:
+    from msan_export.engine import EngineSpec
+    from msan_export.targets import capabilities_named
+    from msan_runtime.manifest import Profile
+
+    shapes = [_shape(text) for text in (smallest, typical, largest)]
+    profile = Profile(min=shapes[0], opt=shapes[1], max=shapes[2])
+    return EngineSpec(flavour=flavour, profile=profile, capabilities=capabilities_named(gpu))
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    """(1, height, width) from ``HEIGHTxWIDTH``."""
+    height, _, width = text.lower().replace("×", "x").partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise MsanError(f"a tile size is HEIGHTxWIDTH in pixels, for example 720x1280, not {text!r}")
+    return 1, int(height), int(width)
+
+
+def _print_targets() -> None:
+    from msan_export.targets import describe_targets
+
+    table = Table("name", "capability", "family", "cards")
+    for row in describe_targets():
+        table.add_row(*row)
+    screen.print(table)
+    screen.print("Also taken: sm_86, sm86 and 8.6 forms. Several: --gpu rtx30,rtx40,rtx50")
+
+
+def _print_verdict(report: ParityReport) -> None:
+    from msan_export.report import parity_notes, parity_table
+
+    screen.print(parity_table(report))
+    for note in parity_notes(report):
+        screen.print(note, soft_wrap=True, markup=False)
+
+
+def _print_engine(engine: Engine, path: Path) -> None:
+    targets = ", ".join(capability.sm for capability in engine.spec.capabilities)
+    screen.print(f"{path}: {engine.spec.flavour} {engine.version} for {targets}, {len(engine.data) / 1e6:.1f} MB")
+    for kind, count in engine.layer_types.items():
+        screen.print(f"  {count:4} × {kind}")
+
+
+@contextmanager
+def _phases() -> Generator[OnPhase]:
+    """A progress line for the phases of an engine build."""
+    with errors.status("working") as status:
+        yield lambda phase, share: status.update(f"{phase} {share:.0%}")
+
+
+@contextmanager
+def _writing(path: Path) -> Generator[None]:
+    """Turn a failure to write at ``path`` into a message."""
+    try:
+        yield
+    except OSError as error:
+        raise MsanError(f"cannot write to {path}: {error.strerror or error}. Choose another place") from error

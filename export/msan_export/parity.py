@@ -1,0 +1,345 @@
+"""Parity: every graph and engine of a bundle against the PyTorch network in FP32, through Polygraphy.
+
+The reference is :class:`msan.network.MsanNetwork` itself, not the module that was exported.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+
+from msan.checkpoint import Checkpoint, network_from_checkpoint
+from msan.network import MsanNetwork
+from msan_export._polygraphy import BaseRunner, Comparator, IterationResult, OnnxrtRunner, TensorMetadata
+from msan_export.graph import DeployableMsan
+from msan_export.thresholds import FLOAT_FP32, UINT8, Threshold
+from msan_runtime.backends.base import Backend
+from msan_runtime.bundle import Bundle
+from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME, PictureArray, pad_to, round_up
+from msan_runtime.errors import BackendError, BundleError, ContractError, MsanError
+from msan_runtime.image import SUFFIXES, read_picture
+from msan_runtime.manifest import GraphEntry, Manifest, load_manifest, read_checked
+from msan_runtime.select import select_backend
+
+__all__ = ["Case", "Check", "ParityReport", "sample_cases", "verify_bundle"]
+
+FLOAT_NAME = "deblurred_float"
+"""Name under which the picture before rounding is compared: float32 in [0, 1], N×H×W×3."""
+
+CASE_SIDE_PX = 640
+"""Pictures are compared on their middle part of at most this height and width."""
+
+SAMPLES = Path(__file__).parent / "samples"
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A picture to compare on: uint8 H×W×3 of any size."""
+
+    name: str
+    picture: PictureArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One line of the verdict.
+
+    Attributes:
+        subject: what was checked: a file of the bundle, or a backend.
+        quantity: what was compared: ``hash``, ``weights``, ``float`` or ``uint8`` pictures.
+        case: the picture, or empty.
+        passed: ``None`` if it was not run here; ``detail`` says why.
+        max_difference, psnr_db: as measured, for pictures.
+        threshold: the bounds, for pictures.
+        detail: in words.
+    """
+
+    subject: str
+    quantity: str
+    case: str = ""
+    passed: bool | None
+    max_difference: float | None = None
+    psnr_db: float | None = None
+    threshold: Threshold | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityReport:
+    """Every check of a bundle against a checkpoint."""
+
+    bundle: str
+    checkpoint_sha256: str
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed and at least one picture was compared."""
+        pictures = [check for check in self.checks if check.psnr_db is not None]
+        return bool(pictures) and all(check.passed is not False for check in self.checks)
+
+
+def sample_cases(folder: Path | None = None) -> list[Case]:
+    """The pictures of ``folder``, or the shipped samples: a square, an odd-sized and a tall one.
+
+    Raises:
+        BundleError: if the folder holds no picture.
+        PictureError: for one that cannot be decoded.
+    """
+    where = SAMPLES if folder is None else folder
+    files = sorted(path for path in where.rglob("*") if path.suffix.lower() in SUFFIXES) if where.is_dir() else []
+    if not files:
+        raise BundleError(f"no JPEG, PNG, WebP or TIFF picture in {where} to verify on")
+    return [_case(file) for file in files]
+
+
+def verify_bundle(checkpoint: Checkpoint, folder: Path, cases: Sequence[Case]) -> ParityReport:
+    """Compare everything in the bundle at ``folder`` with ``checkpoint`` on the given pictures.
+
+    A file whose hash is not the manifest's is a failed check. A graph is still compared then, to
+    tell what changed; an engine is not loaded.
+
+    Raises:
+        BundleError: if there is no readable bundle.
+    """
+    manifest = load_manifest(folder)
+    checks = [_origin(checkpoint, manifest), *_hashes(folder, manifest)]
+    intact = all(check.passed for check in checks)
+    network = network_from_checkpoint(checkpoint)
+    runners: list[Any] = [_TorchRunner(network)]
+    for entry in manifest.graphs:
+        graph_checks, runner = _graph(folder / entry.path, entry, network)
+        checks += graph_checks
+        runners += [runner] if runner is not None else []
+    backend_checks, backend_runners = _backends(folder, manifest, intact=intact)
+    checks += backend_checks
+    checks += _compare([*runners, *backend_runners], cases)
+    return ParityReport(bundle=folder.name, checkpoint_sha256=checkpoint.sha256, checks=tuple(checks))
+
+
+def _case(file: Path) -> Case:
+    pixels = _centre(read_picture(file).pixels)
+    return Case(name=f"{file.name} {pixels.shape[0]}×{pixels.shape[1]}", picture=pixels)
+
+
+def _centre(picture: PictureArray) -> PictureArray:
+    """The middle of a large picture: attention in PyTorch holds (pixels/64)² floats."""
+    height, width = (min(side, CASE_SIDE_PX) for side in picture.shape[:2])
+    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+    return picture[top : top + height, left : left + width]
+
+
+def _origin(checkpoint: Checkpoint, manifest: Manifest) -> Check:
+    same = manifest.provenance.get("checkpoint_sha256") == checkpoint.sha256
+    spec = dict(manifest.spec) == checkpoint.spec.to_dict()
+    detail = "made from this checkpoint" if same else f"made from another file than {checkpoint.path.name}"
+    return Check(subject="manifest", quantity="origin", passed=spec, detail=detail if spec else "another spec")
+
+
+def _hashes(folder: Path, manifest: Manifest) -> list[Check]:
+    checks: list[Check] = []
+    for file in manifest.files:
+        try:
+            read_checked(folder, file)
+            checks.append(Check(subject=file.path, quantity="hash", passed=True))
+        except BundleError as error:
+            checks.append(Check(subject=file.path, quantity="hash", passed=False, detail=str(error)))
+    return checks
+
+
+def _graph(path: Path, entry: GraphEntry, network: MsanNetwork) -> tuple[list[Check], Any]:
+    """The weights check of one graph, and the runner that compares it on pictures."""
+    try:
+        model = onnx.load(path)
+        weights = _weights(model, entry, network)
+        graph = _with_float_output(model) if entry.io == "uint8" else model.SerializeToString()
+        return [weights], _GraphRunner(graph, entry)
+    except (OSError, ValueError, onnx.checker.ValidationError, MsanError, DecodeError) as error:
+        return [Check(subject=entry.path, quantity="graph", passed=False, detail=f"cannot be read: {error}")], None
+
+
+def _weights(model: onnx.ModelProto, entry: GraphEntry, network: MsanNetwork) -> Check:
+    """Whether every weight in the graph is the checkpoint's, to the bit, after folding and casting."""
+    found = {t.name.removesuffix("_fp16"): numpy_helper.to_array(t) for t in model.graph.initializer}
+    expected = DeployableMsan(network, entry.io).state_dict()
+    kind = np.float16 if entry.precision == "fp16" else np.float32
+    different = [
+        name
+        for name, tensor in expected.items()
+        if name not in found or not np.array_equal(found[name], tensor.numpy().astype(kind))
+    ]
+    detail = f"{len(expected)} tensors equal" if not different else f"{len(different)} differ, first {different[0]}"
+    return Check(subject=entry.path, quantity="weights", passed=not different, detail=detail)
+
+
+def _with_float_output(model: onnx.ModelProto) -> bytes:
+    """The uint8 graph with the picture before rounding (the Clip's result) as a second output."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    name = OUTPUT_NAME
+    while makers[name].op_type != "Clip":
+        name = makers[name].input[0]
+        if name not in makers:
+            raise ContractError("the graph does not clamp its picture: it was not made by msan export")
+    identity = onnx.helper.make_node("Identity", [name], [FLOAT_NAME], name="float_output")
+    tapped = onnx.ModelProto()
+    tapped.CopyFrom(model)
+    tapped.graph.node.append(identity)
+    tapped.graph.output.append(onnx.helper.make_tensor_value_info(FLOAT_NAME, onnx.TensorProto.FLOAT, None))
+    return tapped.SerializeToString()
+
+
+def _backends(folder: Path, manifest: Manifest, *, intact: bool) -> tuple[list[Check], list[Any]]:
+    """A runner for each engine that this machine can run; for the others the reason why not."""
+    checks: list[Check] = []
+    runners: list[Any] = []
+    for entry in manifest.engines:
+        name = "rtx" if entry.flavour == "tensorrt-rtx" else "tensorrt"
+        try:
+            if not intact:
+                raise BackendError("the bundle's hashes do not match, so its engine is not loaded")
+            bundle = Bundle(folder=folder, manifest=manifest)
+            runners.append(_BackendRunner(select_backend(bundle, name).backend, entry.path))
+        except MsanError as error:
+            checks.append(Check(subject=entry.path, quantity="uint8", passed=None, detail=str(error)))
+    return checks, runners
+
+
+def _compare(runners: Sequence[Any], cases: Sequence[Case]) -> list[Check]:
+    """Run all runners on all cases and compare each with the first, the reference."""
+    feeds = [{INPUT_NAME: _padded(case.picture)} for case in cases]
+    checks: list[Check] = []
+    for runner in runners[1:]:
+        recorder = _Recorder(runner.subject, runner.precision, cases)
+        results = Comparator.run([runners[0], runner], data_loader=feeds)
+        Comparator.compare_accuracy(results, compare_func=recorder)
+        checks += recorder.checks
+    return checks
+
+
+def _padded(picture: PictureArray) -> PictureArray:
+    height, width = picture.shape[:2]
+    return np.ascontiguousarray(pad_to(picture, round_up(height), round_up(width))[None])
+
+
+class _Recorder:
+    """A Polygraphy compare function that holds each picture against its threshold and records a Check."""
+
+    def __init__(self, subject: str, precision: str, cases: Sequence[Case]) -> None:
+        self.subject = subject
+        self.precision = precision
+        self.cases = cases
+        self.checks: list[Check] = []
+        self._index = 0
+
+    def __call__(self, reference: IterationResult, result: IterationResult) -> OrderedDict[str, bool]:
+        case = self.cases[self._index]
+        self._index += 1
+        found = [self._check(name, np.asarray(reference[name]), np.asarray(result[name]), case) for name in result]
+        self.checks += found
+        return OrderedDict((check.quantity, bool(check.passed)) for check in found)
+
+    def _check(self, name: str, reference: npt.NDArray[Any], result: npt.NDArray[Any], case: Case) -> Check:
+        is_float = name == FLOAT_NAME
+        # The float picture of an FP16 graph is checked for NaN only: its bounds are those of the saved picture.
+        threshold = FLOAT_FP32 if is_float and self.precision == "fp32" else UINT8
+        if is_float and self.precision != "fp32":
+            reference, result = reference * np.float32(255), result * np.float32(255)
+        worst, psnr_db = _differences(reference, result, threshold.peak)
+        return Check(
+            subject=self.subject,
+            quantity="float" if is_float else "uint8",
+            case=case.name,
+            passed=threshold.allows(worst, psnr_db),
+            max_difference=worst,
+            psnr_db=psnr_db,
+            threshold=threshold,
+            detail="" if math.isfinite(worst) else "holds NaN or infinity",
+        )
+
+
+def _differences(reference: npt.NDArray[Any], result: npt.NDArray[Any], peak: float) -> tuple[float, float]:
+    """Largest absolute difference, and PSNR in dB; both NaN if shapes differ or a value is not finite."""
+    if reference.shape != result.shape:
+        return math.nan, math.nan
+    difference = result.astype(np.float64) - reference.astype(np.float64)
+    if not np.isfinite(difference).all():
+        return math.nan, math.nan
+    error = float(np.mean(np.square(difference)))
+    return float(np.abs(difference).max()), math.inf if error == 0 else 10 * math.log10(peak**2 / error)
+
+
+class _PictureRunner(BaseRunner):
+    """What our runners share: one picture batch in."""
+
+    subject: str
+    precision: str
+
+    def get_input_metadata_impl(self) -> TensorMetadata:
+        return TensorMetadata().add(INPUT_NAME, dtype=np.uint8, shape=(-1, -1, -1, 3))
+
+
+class _TorchRunner(_PictureRunner):
+    """The reference: the network of the checkpoint, in FP32, in PyTorch."""
+
+    def __init__(self, network: MsanNetwork) -> None:
+        super().__init__(prefix="pytorch-fp32")
+        self.network = network
+
+    def infer_impl(self, feed_dict: Mapping[str, PictureArray]) -> OrderedDict[str, npt.NDArray[Any]]:
+        started = time.perf_counter()
+        blurred = torch.from_numpy(feed_dict[INPUT_NAME]).permute(0, 3, 1, 2).float() / 255
+        with torch.inference_mode():
+            picture = self.network(blurred).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
+        levels = (picture * 255).round().to(torch.uint8)
+        self.inference_time = time.perf_counter() - started
+        return OrderedDict([(OUTPUT_NAME, levels.numpy()), (FLOAT_NAME, picture.numpy())])
+
+
+class _GraphRunner(OnnxrtRunner):
+    """An ONNX graph on ONNX Runtime's CPU provider."""
+
+    def __init__(self, graph: bytes, entry: GraphEntry) -> None:
+        super().__init__(lambda: _cpu_session(graph), name=f"onnxruntime-{entry.precision}")
+        self.subject = entry.path
+        self.precision = entry.precision
+
+
+class _BackendRunner(_PictureRunner):
+    """An engine through the runtime's own backend: what users will run."""
+
+    def __init__(self, backend: Backend, path: str) -> None:
+        super().__init__(prefix=backend.name)
+        self.backend = backend
+        self.subject = path
+        self.precision = "fp16"
+
+    def infer_impl(self, feed_dict: Mapping[str, PictureArray]) -> OrderedDict[str, npt.NDArray[Any]]:
+        started = time.perf_counter()
+        picture = self.backend.infer(feed_dict[INPUT_NAME])
+        self.inference_time = time.perf_counter() - started
+        return OrderedDict([(OUTPUT_NAME, picture)])
+
+    def deactivate_impl(self) -> None:
+        self.backend.close()
+
+
+def _cpu_session(graph: bytes) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,162 @@
+"""Verification fails when it should: changed weights, changed files, another checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from msan.checkpoint import Checkpoint
+from msan.spec import ModelSpec
+from msan_export.parity import ParityReport, sample_cases, verify_bundle
+from msan_export.report import parity_json
+from msan_runtime.errors import BundleError
+from msan_runtime.manifest import BundleFile, load_manifest, save_manifest
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+def graph_file(bundle: Path, precision: str) -> Path:
+    return next(bundle.glob(f"*.{precision}.onnx"))
+
+
+def change_initializer(path: Path, part: str, change: Callable[[np.ndarray], None]) -> None:
+    """Change the first initializer whose name holds ``part``."""
+    model = onnx.load(path)
+    tensor = next(tensor for tensor in model.graph.initializer if part in tensor.name)
+    values = numpy_helper.to_array(tensor).copy()
+    change(values)
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, path)
+
+
+def rehash(bundle: Path, path: Path) -> None:
+    """Make the manifest agree with a changed file, as a careless tool would."""
+    manifest = load_manifest(bundle)
+    data = path.read_bytes()
+    entry = BundleFile(path=path.name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    files = tuple(entry if file.path == path.name else file for file in manifest.files)
+    save_manifest(replace(manifest, files=files), bundle)
+
+
+def failures(report: ParityReport) -> set[tuple[str, str]]:
+    return {(check.subject.split(".", 1)[-1], check.quantity) for check in report.checks if check.passed is False}
+
+
+def test_a_deployed_bundle_passes_and_says_what_was_not_run(tiny: Checkpoint, bundle: Path) -> None:
+    report = verify_bundle(tiny, bundle, sample_cases())
+    assert report.passed
+    compared = [check for check in report.checks if check.psnr_db is not None]
+    # Two graphs, each compared as uint8 and before rounding, on three samples.
+    assert len(compared) == 2 * 2 * 3
+    assert len({check.case for check in compared}) == 3
+
+
+def flip(values: np.ndarray) -> None:
+    values.flat[17] = -values.flat[17]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_one_flipped_weight_fails_even_with_a_matching_hash(tiny: Checkpoint, bundle: Path, precision: str) -> None:
+    path = graph_file(bundle, precision)
+    change_initializer(path, "layer4.0.conv1.weight", flip)
+    rehash(bundle, path)
+    report = verify_bundle(tiny, bundle, sample_cases())
+    assert not report.passed
+    assert (f"{precision}.onnx", "weights") in failures(report)
+
+
+def test_one_flipped_weight_fails_by_the_hash_too(tiny: Checkpoint, bundle: Path) -> None:
+    change_initializer(graph_file(bundle, "fp32"), "layer4.0.conv1.weight", flip)
+    assert {("fp32.onnx", "hash"), ("fp32.onnx", "weights")} <= failures(verify_bundle(tiny, bundle, sample_cases()))
+
+
+def test_a_changed_constant_fails_on_pictures(tiny: Checkpoint, bundle: Path) -> None:
+    path = graph_file(bundle, "fp32")
+    model = onnx.load(path)
+    division = next(node for node in model.graph.node if node.op_type == "Div" and node.name == "node_div")
+    name = division.input[1]
+
+    def dim(values: np.ndarray) -> None:
+        values[...] = 250.0
+
+    change_initializer(path, name, dim)
+    rehash(bundle, path)
+    assert {("fp32.onnx", "float"), ("fp32.onnx", "uint8")} <= failures(verify_bundle(tiny, bundle, sample_cases()))
+
+
+def test_nan_is_a_failure(tiny: Checkpoint, bundle: Path) -> None:
+    path = graph_file(bundle, "fp16")
+
+    def poison(values: np.ndarray) -> None:
+        values.flat[0] = np.nan
+
+    change_initializer(path, "layer11.bias", poison)
+    rehash(bundle, path)
+    report = verify_bundle(tiny, bundle, sample_cases())
+    assert ("fp16.onnx", "float") in failures(report)
+    assert any("NaN" in check.detail for check in report.checks)
+
+
+def test_another_checkpoint_of_the_same_spec_fails(
+    tiny: Checkpoint, bundle: Path, make_checkpoint: Callable[[ModelSpec], Checkpoint]
+) -> None:
+    other = make_checkpoint(tiny.spec)
+    scaled = {name: tensor * 1.01 for name, tensor in other.state.items()}
+    report = verify_bundle(replace(other, state=scaled), bundle, sample_cases())
+    assert ("fp32.onnx", "weights") in failures(report)
+
+
+def test_a_checkpoint_of_another_spec_fails(bundle: Path, make_checkpoint: Callable[[ModelSpec], Checkpoint]) -> None:
+    report = verify_bundle(make_checkpoint(ModelSpec(stages=1, base_channels=4, resblocks=1)), bundle, sample_cases())
+    assert ("manifest", "origin") in {(check.subject, check.quantity) for check in report.checks if not check.passed}
+    assert not report.passed
+
+
+def test_a_changed_engine_fails_by_its_hash(tiny: Checkpoint, bundle: Path) -> None:
+    engine = next(bundle.glob("*.engine"))
+    data = bytearray(engine.read_bytes())
+    data[1000] ^= 1
+    engine.write_bytes(data)
+    report = verify_bundle(tiny, bundle, sample_cases())
+    assert ("rtx.engine", "hash") in failures(report)
+
+
+def test_a_folder_without_manifest_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"no manifest\.json"):
+        verify_bundle(tiny, tmp_path, sample_cases())
+
+
+def test_the_json_report_is_strict_json_with_every_check(tiny: Checkpoint, bundle: Path) -> None:
+    report = verify_bundle(tiny, bundle, sample_cases())
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    body = json.loads(parity_json(report), parse_constant=refuse)
+    assert body["passed"] is True
+    assert len(body["checks"]) == len(report.checks)
+    assert body["checks"][-1]["threshold"]["psnr_db"] in (50.0, 100.0)
+
+
+def test_samples_are_square_odd_and_tall() -> None:
+    shapes = [case.picture.shape[:2] for case in sample_cases()]
+    assert any(height == width for height, width in shapes)
+    assert any(height % 8 and width % 8 for height, width in shapes)
+    assert any(height > 4 * width for height, width in shapes)
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no JPEG"):
+        sample_cases(tmp_path)
