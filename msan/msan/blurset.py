@@ -47,7 +47,7 @@ def fixed_blur_set(files: Sequence[Path]) -> Iterator[BlurredPair]:
         DatasetError: for a picture under 64 px.
         PictureError: for a file that cannot be decoded.
     """
-    ordered = sorted(files, key=lambda file: file.name)
+    ordered = sorted(files, key=lambda file: (file.name, file))
     order = torch.randperm(len(ordered), generator=torch.Generator().manual_seed(SEED))
     lengths = torch.linspace(*LENGTH_PX, len(ordered))
     for index, file in enumerate(ordered):
