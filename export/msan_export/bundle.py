@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from msan.checkpoint import Checkpoint
 from msan_calib.casts import cast_to_float16
-from msan_export.engine import ENGINE_SUFFIX, EngineSpec, OnPhase, build_engine, engine_entry
-from msan_export.onnx import OPSET, onnx_from_checkpoint, save_onnx, set_metadata
+from msan_export.artifact import OPSET, save_onnx, set_metadata
+from msan_export.engine import ENGINE_SUFFIX, EngineSpec, OnPhase, build_engine, engine_entry, engine_json
+from msan_export.onnx import onnx_from_checkpoint
 from msan_export.parity import Case, ParityReport, verify_bundle
 from msan_export.report import parity_json
 from msan_runtime.atomic import write_bytes, write_text
@@ -80,6 +81,7 @@ def deploy(
         engine = build_engine((stage / fp16.path).read_bytes(), spec, "fp16", on_phase=on_phase)
         entry = engine_entry(engine, f"{checkpoint.spec.name}.{ENGINE_SUFFIX[spec.flavour]}", fp16.path)
         write_bytes(stage / entry.path, engine.data)
+        write_text(stage / f"{entry.path}.json", engine_json(engine, entry))
         manifest = _manifest(checkpoint, stage, graphs, entry, provenance or {})
         save_manifest(manifest, stage)
         say(f"verifying against PyTorch on {len(cases)} pictures")
@@ -124,13 +126,14 @@ def _manifest(
     engine: EngineEntry,
     provenance: Mapping[str, str],
 ) -> Manifest:
+    paths = (*(graph.path for graph in graphs), engine.path, f"{engine.path}.json")
     return Manifest(
         name=checkpoint.spec.name,
         spec=checkpoint.spec.to_dict(),
         contract_version=CONTRACT_VERSION,
         graphs=graphs,
         engines=(engine,),
-        files=tuple(describe_file(stage, path) for path in (*(graph.path for graph in graphs), engine.path)),
+        files=tuple(describe_file(stage, path) for path in paths),
         versions=tool_versions(),
         provenance={
             "checkpoint": checkpoint.path.name,

@@ -74,12 +74,12 @@ def build(
     largest: MaxOption = LARGEST,
 ) -> None:
     """Build an engine from an ONNX file and prove its types. TensorRT-RTX needs no GPU for it."""
-    from msan_export.engine import build_engine, save_engine
-    from msan_export.onnx import read_exported
-
     if gpu == "list":
         _print_targets()
         return
+    from msan_export.artifact import read_exported
+    from msan_export.engine import build_engine, save_engine
+
     if model is None:
         raise MsanError("no ONNX file given: msan build MODEL.onnx -o DIR. Make one with: msan export")
     spec = _engine_spec(gpu, flavour, smallest, typical, largest)
@@ -133,9 +133,6 @@ def deploy(
     from msan_export import bundle
     from msan_export.parity import sample_cases
 
-    if gpu == "list":
-        _print_targets()
-        return
     spec = _engine_spec(gpu, flavour, smallest, typical, largest)
     loaded, cases = load_checkpoint(find_checkpoint(checkpoint)), sample_cases(pictures)
     with _phases() as on_phase:

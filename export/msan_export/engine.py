@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from msan_export.onnx import Precision
+from msan_export.artifact import Precision
 from msan_export.targets import Capability
 from msan_runtime.atomic import write_bytes, write_text
 from msan_runtime.contract import INPUT_NAME
@@ -34,6 +34,7 @@ __all__ = [
     "build_engine",
     "check_types",
     "engine_entry",
+    "engine_json",
     "save_engine",
 ]
 
@@ -150,13 +151,18 @@ def engine_entry(engine: Engine, path: str, graph: str) -> EngineEntry:
 
 
 def save_engine(engine: Engine, folder: Path, graph: Path) -> Path:
-    """Write ``engine`` into ``folder`` under the graph's name, with its entry as JSON beside it; both atomically."""
+    """Write ``engine`` into ``folder`` under the graph's name, with :func:`engine_json` beside it; both atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{graph.stem}.{ENGINE_SUFFIX[engine.spec.flavour]}"
-    entry = dataclasses.asdict(engine_entry(engine, path.name, graph.name))
     write_bytes(path, engine.data)
-    write_text(path.with_name(f"{path.name}.json"), json.dumps(entry, indent=2) + "\n")
+    write_text(path.with_name(f"{path.name}.json"), engine_json(engine, engine_entry(engine, path.name, graph.name)))
     return path
+
+
+def engine_json(engine: Engine, entry: EngineEntry) -> str:
+    """The engine's entry and every heavy layer with its type, as JSON."""
+    layers = [dataclasses.asdict(layer) for layer in engine.layers]
+    return json.dumps({**dataclasses.asdict(entry), "layers": layers}, indent=2) + "\n"
 
 
 def check_types(layers: tuple[LayerType, ...], precision: Precision) -> None:

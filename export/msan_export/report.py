@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-from typing import Any
 
 from rich.table import Table
 
 from msan_export.parity import Check, ParityReport
+from msan_runtime.strictjson import strict_json
 
 __all__ = ["PARITY_SCHEMA_VERSION", "parity_json", "parity_notes", "parity_table"]
 
@@ -38,7 +36,7 @@ def parity_notes(report: ParityReport) -> list[str]:
 def parity_json(report: ParityReport) -> str:
     """The report as JSON (``schema_version`` 1); infinite PSNR is ``"inf"``, not-a-number ``"nan"``."""
     body = {"schema_version": PARITY_SCHEMA_VERSION, "passed": report.passed, **dataclasses.asdict(report)}
-    return json.dumps(_finite(body), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return strict_json(body)
 
 
 def _figures(check: Check) -> tuple[str, str]:
@@ -51,13 +49,3 @@ def _figures(check: Check) -> tuple[str, str]:
 
 def _verdict(check: Check) -> str:
     return "not run" if check.passed is None else "pass" if check.passed else "FAIL"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

@@ -137,7 +137,8 @@ def _read_torch(path: Path) -> Mapping[str, object]:
         content: object = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # A damaged pickle raises whatever it trips over: IndexError, struct.error, AssertionError and more.
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        # The first sentence only: PyTorch's next ones advise to load it unsafely.
+        reason = str(error).split("\n")[0].split(". ")[0][:160] or type(error).__name__
         raise CheckpointError(f"{path} cannot be read as weights ({reason}): expected {EXPECTED}") from error
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):

@@ -13,11 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from msan.blur import BlurSpec, blur_along, random_trajectories
-from msan_runtime.errors import MsanError
+from msan_runtime.errors import MsanError, PictureError
+from msan_runtime.image import SUFFIXES, read_picture
 
 __all__ = ["BlurredCrops", "DatasetError", "load_pictures", "picture_files"]
-
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"})
 
 
 class DatasetError(MsanError):
@@ -32,7 +31,7 @@ def picture_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DatasetError(f"no folder of pictures at {folder}")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not files:
         raise DatasetError(f"no JPEG, PNG, WebP or TIFF picture under {folder}")
     return files
@@ -56,10 +55,10 @@ def load_pictures(files: Sequence[Path], *, long_side_px: int, short_side_px: in
 
 def _load(file: Path, long_side_px: int) -> Tensor:
     try:
-        with Image.open(file) as image:
-            rgb = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"cannot decode {file}: {error}. Remove it or replace it") from error
+        pixels = read_picture(file).pixels
+    except PictureError as error:
+        raise DatasetError(f"{error}. Remove it or replace it") from error
+    rgb = Image.fromarray(pixels)
     rgb.thumbnail((long_side_px, long_side_px), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
 

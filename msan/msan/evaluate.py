@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from msan.metrics import psnr_db
 from msan.network import MsanNetwork
 from msan_runtime.atomic import write_text
 from msan_runtime.contract import PictureArray, pad_to, round_up
+from msan_runtime.strictjson import strict_json
 
 __all__ = ["Evaluation", "PictureScore", "deblur_with_network", "evaluate", "save_scores"]
 
@@ -84,7 +84,7 @@ def evaluate(
 
 
 def save_scores(evaluation: Evaluation, path: Path, model: str) -> None:
-    """Write the scores as JSON, atomically."""
+    """Write the scores as JSON, atomically; an infinite PSNR becomes ``"inf"``."""
     body = {
         "model": model,
         "blur_set_version": BLUR_SET_VERSION,
@@ -95,7 +95,7 @@ def save_scores(evaluation: Evaluation, path: Path, model: str) -> None:
         "worse": evaluation.worse,
         "scores": [dataclasses.asdict(score) | {"gain_db": score.gain_db} for score in evaluation.scores],
     }
-    write_text(path, json.dumps(body, indent=2) + "\n")
+    write_text(path, strict_json(body))
 
 
 def deblur_with_network(network: MsanNetwork, picture: PictureArray) -> PictureArray:

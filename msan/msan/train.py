@@ -160,19 +160,26 @@ class _Trainer:
         """One optimiser step; the loss before it.
 
         Raises:
-            TrainError: if the loss is not a finite number.
+            TrainError: if the loss or its gradient is not a finite number.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate_at(self.step, self.config)
         self.optimiser.zero_grad(set_to_none=True)
         loss = self.loss(self.network(blurred.contiguous(memory_format=torch.channels_last)), sharp)
-        if not torch.isfinite(loss):
-            raise TrainError(f"the loss is {float(loss)} at step {self.step}: lower the learning rate and resume")
+        self._check_finite("loss", loss)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+        self._check_finite("gradient", norm)
         self.optimiser.step()
         self.step += 1
         return float(loss.detach())
+
+    def _check_finite(self, name: str, value: Tensor) -> None:
+        if not torch.isfinite(value):
+            raise TrainError(
+                f"the {name} is {value.item()} at step {self.step}: "
+                "train in another folder with a lower learning rate (this one keeps its recipe)"
+            )
 
     def save(self, path: Path) -> None:
         state = {
@@ -192,7 +199,9 @@ class _Trainer:
             self.optimiser.load_state_dict(state["optimiser"])
             self.step = int(state["step"])
         except Exception as error:
-            raise CheckpointError(f"cannot resume from {path}: {error}. Remove it to start again") from error
+            # PyTorch's own words advise to load it unsafely.
+            reason = type(error).__name__
+            raise CheckpointError(f"cannot resume from {path} ({reason}). Remove it to start again") from error
 
 
 def _crops(files: Sequence[Path], config: TrainConfig) -> BlurredCrops:
@@ -208,7 +217,8 @@ def _open_run(folder: Path, config: TrainConfig, picture_count: int) -> None:
     ours: dict[str, Any] = json.loads(json.dumps({"config": config.to_dict(), "pictures": picture_count}))
     if path.exists():
         theirs = _recipe_in(path)
-        different = [k for k, v in ours["config"].items() if k != "steps" and theirs.get(k) != v]
+        different = [k for k, v in ours["config"].items() if k != "steps" and theirs["config"].get(k) != v]
+        different += ["number of pictures"] if theirs.get("pictures") != picture_count else []
         if different:
             raise TrainError(
                 f"{folder} holds a run with another {', '.join(different)}. "
@@ -219,7 +229,8 @@ def _open_run(folder: Path, config: TrainConfig, picture_count: int) -> None:
 
 def _recipe_in(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text())["config"])
+        recipe = json.loads(path.read_text())
+        return {**recipe, "config": dict(recipe["config"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainError(f"{path} is no recipe of a run ({error!r}). Choose another folder") from error
 

@@ -21,7 +21,7 @@ def replacing(path: Path) -> Generator[Path]:
     Raises:
         OSError: if the folder cannot be written.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -15,6 +15,9 @@ from msan_runtime.image import SUFFIXES, Picture, read_picture, write_picture
 
 __all__ = ["Job", "Outcome", "deblur_files", "plan_jobs"]
 
+UNSUPPORTED_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".ppm"})
+"""Names that mean a picture, not a folder, in a format that is not written."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -38,21 +41,29 @@ class Outcome:
     error: str | None
 
 
-def plan_jobs(inputs: Sequence[Path], output: Path) -> list[Job]:
+def plan_jobs(inputs: Sequence[Path], output: Path, *, compare: bool = False) -> list[Job]:
     """Decide where each result goes.
 
     One input file and an ``output`` that ends like a picture: there. Otherwise ``output`` is a
-    folder that keeps the names; folders are searched through and their inner paths kept.
+    folder that keeps the names; folders are searched through and their inner paths kept. Where
+    ``output`` lies inside such a folder, what is in it (earlier results) is not taken as input.
+
+    Args:
+        inputs: files and folders.
+        output: a file or a folder; it need not exist.
+        compare: whether before/after pictures will be written too, so that their names are checked.
 
     Raises:
         PictureError: if an input does not exist, a folder holds no picture, two results would have
             one name, or a result would replace an input.
     """
+    if output.suffix.lower() in UNSUPPORTED_SUFFIXES and not output.is_dir():
+        raise PictureError(f"cannot write {output}: the name of a picture must end in {', '.join(sorted(SUFFIXES))}")
     if len(inputs) == 1 and inputs[0].is_file() and output.suffix.lower() in SUFFIXES and not output.is_dir():
         jobs = [Job(source=inputs[0], target=output)]
     else:
-        jobs = [Job(source=file, target=output / name) for path in inputs for file, name in _found(path)]
-    _refuse_clashes(jobs)
+        jobs = [Job(source=file, target=output / name) for path in inputs for file, name in _found(path, output)]
+    _refuse_clashes(jobs, compare=compare)
     return jobs
 
 
@@ -81,31 +92,43 @@ def _run(deblurrer: Deblurrer, job: Job, *, compare: bool) -> str | None:
         write_picture(job.target, dataclasses.replace(picture, pixels=sharp))
         if compare:
             sheet = side_by_side(picture.pixels, sharp)
-            write_picture(job.comparison, Picture(pixels=sheet, alpha=None, grey=False, icc=picture.icc, exif=None))
+            profile = None if picture.grey else picture.icc  # a grey profile does not fit a coloured sheet
+            write_picture(job.comparison, Picture(pixels=sheet, alpha=None, grey=False, icc=profile, exif=None))
     except MsanError as error:
         return str(error)
     return None
 
 
-def _found(path: Path) -> list[tuple[Path, Path]]:
+def _found(path: Path, output: Path) -> list[tuple[Path, Path]]:
     """Files to deblur under an input, with the names that their results get."""
     if path.is_file():
         return [(path, Path(path.name))]
     if not path.is_dir():
         raise PictureError(f"no file or folder {path}")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    results = output.resolve()
+    skipped = results if path.resolve() in results.parents else None
+    files = sorted(file for file in path.rglob("*") if _is_picture(file) and not _is_in(file, skipped))
     if not files:
         raise PictureError(f"no JPEG, PNG, WebP or TIFF picture in {path}")
     return [(file, file.relative_to(path)) for file in files]
 
 
-def _refuse_clashes(jobs: Sequence[Job]) -> None:
+def _is_picture(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES and file.is_file()
+
+
+def _is_in(file: Path, folder: Path | None) -> bool:
+    return folder is not None and file.parent.resolve().is_relative_to(folder)
+
+
+def _refuse_clashes(jobs: Sequence[Job], *, compare: bool) -> None:
     sources = {job.source.resolve() for job in jobs}
-    targets: dict[Path, Path] = {}
+    written: dict[Path, Path] = {}
     for job in jobs:
-        target = job.target.resolve()
-        if target in sources:
-            raise PictureError(f"the result of {job.source} would replace the input {job.target}. Choose another -o")
-        if target in targets:
-            raise PictureError(f"{targets[target]} and {job.source} would both be written to {job.target}")
-        targets[target] = job.source
+        for result in (job.target, job.comparison) if compare else (job.target,):
+            path = result.resolve()
+            if path in sources:
+                raise PictureError(f"the result of {job.source} would replace the input {result}. Choose another -o")
+            if path in written:
+                raise PictureError(f"{written[path]} and {job.source} would both be written to {result}")
+            written[path] = job.source

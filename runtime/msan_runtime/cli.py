@@ -25,17 +25,9 @@ app = typer.Typer(
 )
 errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
-EXTRA_OF_PACKAGE = {
-    "torch": "train",
-    "safetensors": "train",
-    "onnx": "export",
-    "onnxscript": "export",
-    "onnxruntime": "cpu",
-    "polygraphy": "export",
-    "tensorrt_rtx": "rtx",
-    "tensorrt": "tensorrt",
-    "cuda": "rtx",
-}
+EXTRA_OF_PACKAGE = {"onnxruntime": "cpu", "tensorrt_rtx": "rtx", "tensorrt": "tensorrt", "cuda": "rtx"}
+EXTRA_OF_COMMAND = {"train": "train", "evaluate": "train", "calibrate": "calib"}
+HEAVY_PACKAGES = frozenset({"torch", "safetensors", "onnx", "onnxscript", "polygraphy", "google"})
 
 
 def main() -> None:
@@ -49,9 +41,11 @@ def main() -> None:
         _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRA_OF_PACKAGE:
+        if package not in EXTRA_OF_PACKAGE and package not in HEAVY_PACKAGES:
             raise
-        _fail(str(MissingExtraError(package, EXTRA_OF_PACKAGE[package])), 2)
+        command = sys.argv[1] if len(sys.argv) > 1 else ""
+        extra = EXTRA_OF_PACKAGE.get(package) or EXTRA_OF_COMMAND.get(command, "export")
+        _fail(str(MissingExtraError(package, extra)), 2)
     except KeyboardInterrupt:
         _fail("stopped", 130)
 
@@ -86,7 +80,7 @@ def deblur(
     from msan_runtime.batch import deblur_files, plan_jobs
     from msan_runtime.deblur import Deblurrer
 
-    jobs = plan_jobs(pictures, output)
+    jobs = plan_jobs(pictures, output, compare=compare)
     _check_folder(output.parent if len(jobs) == 1 and jobs[0].target == output else output)
     failed = 0
     with Deblurrer.load(bundle, backend) as deblurrer, _progress() as progress:

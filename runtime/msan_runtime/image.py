@@ -1,7 +1,8 @@
 """Picture files: decoded to uint8 arrays, encoded again with what the file carried.
 
-Kept: EXIF (orientation applied once, then removed), ICC profile, alpha, greyness. Palette pictures
-come out as RGB, CMYK as RGB without its profile. Pictures of more than 8 bits a channel are refused.
+Kept: EXIF (orientation applied once, then removed; of a TIFF the tags that describe the picture and
+not its storage), ICC profile, alpha, greyness. Palette pictures come out as RGB, CMYK as RGB without its
+profile. Pictures of more than 8 bits a channel are refused.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from msan_runtime.atomic import replacing
 from msan_runtime.contract import PictureArray
@@ -25,6 +26,19 @@ SUFFIXES = frozenset(FORMATS)
 
 MULTI_PAGE_FORMATS = frozenset({"PNG", "WEBP", "TIFF"})
 """Formats whose further frames are other pictures. (A phone's JPEG may hold a preview as second frame.)"""
+
+TIFF_TAGS_KEPT = (
+    ExifTags.Base.ImageDescription,
+    ExifTags.Base.Make,
+    ExifTags.Base.Model,
+    ExifTags.Base.Software,
+    ExifTags.Base.DateTime,
+    ExifTags.Base.Artist,
+    ExifTags.Base.Copyright,
+)
+"""Tags of a TIFF that describe the picture; most others describe how its pixels lie in the file."""
+
+SUB_IFDS_KEPT = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
@@ -60,15 +74,18 @@ def read_picture(path: Path) -> Picture:
         PictureError: if it cannot be read, is damaged, holds several pictures or more than 8 bits.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=["JPEG", "PNG", "WEBP", "TIFF"]) as image:
+        # From an open file: given a path, Pillow 13 maps uncompressed TIFFs and garbles those it must turn.
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=["JPEG", "PNG", "WEBP", "TIFF"]) as image:
                 return _picture(image, path)
+    except PictureError:
+        raise
     except UnidentifiedImageError as error:
         raise PictureError(f"{path} is not a JPEG, PNG, WebP or TIFF picture") from error
     except Image.DecompressionBombError as error:
         raise PictureError(f"{path} is too large: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged file can make Pillow's decoders raise almost anything
         raise PictureError(f"{path} cannot be decoded: {_reason(error)}") from error
 
 
@@ -85,11 +102,13 @@ def write_picture(path: Path, picture: Picture) -> None:
         raise PictureError(f"cannot write {path}: JPEG has no transparency. Choose .png, .webp or .tif")
     carried = {"icc_profile": picture.icc, "exif": picture.exif}
     options = SAVE_OPTIONS[file_format] | {key: value for key, value in carried.items() if value}
+    if file_format == "TIFF" and picture.exif:
+        del options["compression"]  # compressed, Pillow cannot write the EXIF block's inner directories
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             _image(picture).save(temporary, file_format, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # so can metadata that a camera wrote badly
         raise PictureError(f"cannot write {path}: {_reason(error)}") from error
 
 
@@ -102,7 +121,7 @@ def _picture(image: Image.Image, path: Path) -> Picture:
     upright = ImageOps.exif_transpose(image)
     carries_alpha = "A" in upright.getbands() or "transparency" in upright.info
     rgba = upright.convert("RGBA") if carries_alpha else None
-    exif = upright.getexif()
+    exif = _tiff_exif(image) if image.format == "TIFF" else upright.getexif()
     return Picture(
         pixels=np.array((rgba or upright).convert("RGB")),
         alpha=None if rgba is None else np.array(rgba.getchannel("A")),
@@ -113,8 +132,22 @@ def _picture(image: Image.Image, path: Path) -> Picture:
 
 
 def _sixteen_bits(image: Image.Image) -> bool:
-    """Whether Pillow is about to cut 16-bit RGB channels to 8 bits."""
-    return any("16" in str(tile.args) for tile in getattr(image, "tile", []))
+    """Whether Pillow is about to cut 16-bit RGB channels to 8 bits: its raw mode is then ``RGB;16B`` or alike."""
+    arguments = [tile.args for tile in getattr(image, "tile", [])]
+    raw_modes = [args[0] if isinstance(args, tuple) and args else args for args in arguments]
+    return any("16" in str(mode) for mode in raw_modes)
+
+
+def _tiff_exif(image: Image.Image) -> Image.Exif:
+    """What of a TIFF's tags another file can carry."""
+    tags, kept = image.getexif(), Image.Exif()
+    for tag in TIFF_TAGS_KEPT:
+        if tag in tags:
+            kept[tag] = tags[tag]
+    for ifd in SUB_IFDS_KEPT:
+        if inner := tags.get_ifd(ifd):
+            kept[ifd] = inner
+    return kept
 
 
 def _image(picture: Picture) -> Image.Image:

@@ -51,7 +51,7 @@ class BundleFile:
     def __post_init__(self) -> None:
         pure = PurePosixPath(self.path)
         unsafe = pure.is_absolute() or ".." in pure.parts or "\\" in self.path or ":" in self.path
-        if unsafe or not pure.parts or "\0" in self.path:
+        if unsafe or not pure.parts or not self.path.isprintable():
             raise BundleError(f"the manifest names {self.path!r}, which is not a file inside the bundle")
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise BundleError(f"the manifest's SHA-256 of {self.path} is not one: {self.sha256!r}")
@@ -182,7 +182,7 @@ def load_manifest(folder: Path) -> Manifest:
         body: object = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}. Make one with: msan deploy") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"cannot read {path}: {error}. Deploy the checkpoint again") from error
     if not isinstance(body, dict):
         raise BundleError(f"{path} is not a manifest: it holds a {type(body).__name__}")
@@ -258,4 +258,4 @@ def _plain(value: Any) -> Any:
 def _digest(body: Mapping[str, Any]) -> str:
     plain = {key: value for key, value in body.items() if key != "manifest_sha256"}
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(canonical.encode(errors="surrogatepass")).hexdigest()

@@ -113,3 +113,5 @@ def test_a_saved_engine_has_its_description_beside_it(fp16: bytes, tmp_path: Pat
     assert entry["compute_capabilities"] == ["8.6"]
     assert entry["precision"] == "fp16"
     assert entry["profile"]["max"] == [1, 1920, 1920]
+    assert len(entry["layers"]) == 40
+    assert {layer["dtype"] for layer in entry["layers"]} == {"fp16"}

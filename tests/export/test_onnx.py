@@ -16,7 +16,8 @@ from onnx import TensorProto
 
 from msan.checkpoint import Checkpoint, network_from_checkpoint
 from msan.evaluate import deblur_with_network
-from msan_export.onnx import OnnxError, Precision, export_onnx, read_exported
+from msan_export.artifact import OnnxError, Precision, read_exported
+from msan_export.onnx import export_onnx
 from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME, Io
 
 SIZES = [(8, 8), (64, 96), (40, 24), (8, 200)]

@@ -1,4 +1,4 @@
-"""An independent MSAN, written from the paper's facts alone on a plain state dict, and weights in the authors' layout."""
+"""An independent MSAN, written from the paper's facts alone, and random weights in the authors' layout."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from msan.blur import BlurSpec
+from msan.blur import BlurSpec, blur_along
 from msan.datasets import BlurredCrops, DatasetError, gradient_energy, load_pictures, picture_files
 
 SHORT_BLUR = BlurSpec(length_px=(1.0, 4.0), instants=5)
@@ -90,6 +90,23 @@ def test_crops_come_whole_from_inside_a_picture_in_all_eight_orientations() -> N
     }
 
 
+def test_a_crop_is_blurred_at_its_offset_from_the_pictures_centre(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def spy(srgb: Tensor, trajectories: Tensor, *, margin_px: int, offset_px: Tensor) -> Tensor:
+        seen.append(((srgb * 255).round(), offset_px))
+        return blur_along(srgb, trajectories, margin_px=margin_px, offset_px=offset_px)
+
+    monkeypatch.setattr("msan.datasets.blur_along", spy)
+    height, width = 64, 81
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    crops_of(torch.stack((rows, columns, rows)).to(torch.uint8)).batch_at(0)
+    for pixels, offset in zip(*seen[0], strict=True):
+        # The mean coordinate of a crop is its centre; the picture's is half a pixel before half its side.
+        assert pixels[0].mean() - (height - 1) / 2 == pytest.approx(float(offset[0]), abs=1e-3)
+        assert pixels[1].mean() - (width - 1) / 2 == pytest.approx(float(offset[1]), abs=1e-3)
+
+
 def test_crops_of_texture_are_preferred_to_flat_ones() -> None:
     half = noise_picture(60, 200)
     half[:, :, :140] = 128
@@ -132,7 +149,7 @@ def test_pictures_are_found_in_all_folders_in_the_order_of_their_paths(tmp_path:
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="no folder of pictures at .*nowhere"):
+    with pytest.raises(DatasetError, match=r"no folder of pictures at .*nowhere"):
         picture_files(tmp_path / "nowhere")
     with pytest.raises(DatasetError, match="no folder of pictures"):
         picture_files(saved(tmp_path / "a.png", 8, 8))
@@ -140,7 +157,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(DatasetError, match=f"no JPEG, PNG, WebP or TIFF picture under {tmp_path}"):
+    with pytest.raises(DatasetError, match="no JPEG, PNG, WebP or TIFF picture under "):
         picture_files(tmp_path)
 
 

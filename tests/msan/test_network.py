@@ -164,5 +164,5 @@ def test_impossible_specs_are_refused_with_the_value_seen(field: str, value: obj
 def test_named_specs_are_found_and_others_refused() -> None:
     assert spec_named("msan") == ModelSpec()
     assert spec_named("msan").name == "msan"
-    with pytest.raises(SpecError, match="'msan-x'.*msan-s"):
+    with pytest.raises(SpecError, match=r"'msan-x'.*msan-s"):
         spec_named("msan-x")

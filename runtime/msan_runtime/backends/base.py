@@ -31,6 +31,8 @@ class TileLimits:
         sides = (*self.smallest, *(self.largest or ()))
         if any(side < SIZE_MULTIPLE or side % SIZE_MULTIPLE for side in sides):
             raise ContractError(f"tile limits must be multiples of {SIZE_MULTIPLE}, not {sides}")
+        if self.largest is not None and any(map(int.__lt__, self.largest, self.smallest)):
+            raise ContractError(f"the largest tile {self.largest} is under the smallest tile {self.smallest}")
         if self.area_px < self.smallest[0] * self.smallest[1]:
             raise ContractError(f"a tile area of {self.area_px} px is under the smallest tile {self.smallest}")
 
