@@ -167,7 +167,7 @@ def test_a_picture_that_cannot_be_decoded_is_named(damage: str, suffix: str, tmp
     path = saved(tmp_path / f"broken.{suffix}", 40, 40)
     data = path.read_bytes()
     path.write_bytes({"text": b"no picture", "empty": b"", "half": data[: len(data) // 2]}[damage])
-    with pytest.raises(DatasetError, match=rf"cannot decode .*broken\.{suffix}.*Remove it"):
+    with pytest.raises(DatasetError, match=rf"broken\.{suffix}.*Remove it"):
         load_pictures([path], long_side_px=64, short_side_px=8)
 
 
@@ -175,7 +175,7 @@ def test_a_png_with_a_broken_chunk_is_named(tmp_path: Path) -> None:
     path = saved(tmp_path / "broken.png", 40, 40)
     # Pillow raises SyntaxError for a chunk whose name is none.
     path.write_bytes(path.read_bytes()[:33] + b"\x00\x00\x00\x01\x02\xd8\xde\xde" + bytes(9))
-    with pytest.raises(DatasetError, match=r"cannot decode .*broken\.png"):
+    with pytest.raises(DatasetError, match=r"broken\.png .*Remove it"):
         load_pictures([path], long_side_px=64, short_side_px=8)
 
 
