@@ -6,6 +6,8 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +95,8 @@ def save_scores(evaluation: Evaluation, path: Path, model: str) -> None:
         "deblurred_db": evaluation.deblurred_db,
         "gain_db": evaluation.gain_db,
         "worse": evaluation.worse,
+        "versions": {"msan": version("msan"), "torch": version("torch")},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "scores": [dataclasses.asdict(score) | {"gain_db": score.gain_db} for score in evaluation.scores],
     }
     write_text(path, strict_json(body))

@@ -66,7 +66,7 @@ class TilePlan:
 
 
 def plan_tiles(height: int, width: int, limits: TileLimits, *, overlap_px: int = DEFAULT_OVERLAP_PX) -> TilePlan:
-    """The plan with the fewest tiles that ``limits`` allow; one tile if the whole picture fits.
+    """One tile if the whole picture fits ``limits``, else as few as cover it with the squarest tile allowed.
 
     Tiles overlap by at least ``overlap_px`` (less where tiles are smaller than twice that), evenly
     spread, and start at multiples of 8, so that the network sees each pixel at the same phase.
