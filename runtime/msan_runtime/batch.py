@@ -21,10 +21,16 @@ UNSUPPORTED_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".heic", ".heif", ".j
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One picture file to deblur, and where the result goes."""
+    """One picture file to deblur, and where the result goes.
+
+    Attributes:
+        source, target: the file, and the result's.
+        problem: why there is nothing to deblur at ``source`` (no such file, an empty folder).
+    """
 
     source: Path
     target: Path
+    problem: str | None = None
 
     @property
     def comparison(self) -> Path:
@@ -53,17 +59,22 @@ def plan_jobs(inputs: Sequence[Path], output: Path, *, compare: bool = False) ->
         output: a file or a folder; it need not exist.
         compare: whether before/after pictures will be written too, so that their names are checked.
 
+    An input that does not exist, or a folder without pictures, becomes a job with a ``problem``.
+
     Raises:
-        PictureError: if an input does not exist, a folder holds no picture, two results would have
-            one name, or a result would replace an input.
+        PictureError: if there is a problem with every input, two results would have one name, or a
+            result would replace an input.
     """
     if output.suffix.lower() in UNSUPPORTED_SUFFIXES and not output.is_dir():
         raise PictureError(f"cannot write {output}: the name of a picture must end in {', '.join(sorted(SUFFIXES))}")
     if len(inputs) == 1 and inputs[0].is_file() and output.suffix.lower() in SUFFIXES and not output.is_dir():
         jobs = [Job(source=inputs[0], target=output)]
     else:
-        jobs = [Job(source=file, target=output / name) for path in inputs for file, name in _found(path, output)]
-    _refuse_clashes(jobs, compare=compare)
+        jobs = [job for path in inputs for job in _jobs_of(path, output)]
+    problems = [job.problem for job in jobs if job.problem is not None]
+    if len(problems) == len(jobs):
+        raise PictureError("; ".join(problems))
+    _refuse_clashes([job for job in jobs if job.problem is None], compare=compare)
     return jobs
 
 
@@ -86,6 +97,8 @@ def deblur_files(deblurrer: Deblurrer, jobs: Sequence[Job], *, compare: bool = F
 
 def _run(deblurrer: Deblurrer, job: Job, *, compare: bool) -> str | None:
     """Do one job; the reason if it failed."""
+    if job.problem is not None:
+        return job.problem
     try:
         picture = read_picture(job.source)
         sharp = deblurrer.deblur(picture.pixels)
@@ -99,18 +112,18 @@ def _run(deblurrer: Deblurrer, job: Job, *, compare: bool) -> str | None:
     return None
 
 
-def _found(path: Path, output: Path) -> list[tuple[Path, Path]]:
-    """Files to deblur under an input, with the names that their results get."""
+def _jobs_of(path: Path, output: Path) -> list[Job]:
+    """The jobs of one input; their results keep the names."""
     if path.is_file():
-        return [(path, Path(path.name))]
+        return [Job(source=path, target=output / path.name)]
     if not path.is_dir():
-        raise PictureError(f"no file or folder {path}")
+        return [Job(source=path, target=output, problem=f"no file or folder {path}")]
     results = output.resolve()
     skipped = results if path.resolve() in results.parents else None
     files = sorted(file for file in path.rglob("*") if _is_picture(file) and not _is_in(file, skipped))
     if not files:
-        raise PictureError(f"no JPEG, PNG, WebP or TIFF picture in {path}")
-    return [(file, file.relative_to(path)) for file in files]
+        return [Job(source=path, target=output, problem=f"no JPEG, PNG, WebP or TIFF picture in {path}")]
+    return [Job(source=file, target=output / file.relative_to(path)) for file in files]
 
 
 def _is_picture(file: Path) -> bool:

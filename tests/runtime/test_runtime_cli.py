@@ -128,6 +128,15 @@ def test_a_missing_input_is_named(deblur: Run, tmp_path: Path) -> None:
     check_message(deblur(tmp_path / "missing.jpg", "-o", tmp_path / "out"), 2, "no file or folder")
 
 
+def test_a_missing_input_and_an_empty_folder_do_not_stop_the_rest(deblur: Run, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    finished = deblur(tmp_path / "missing.jpg", photo, tmp_path / "empty", "-o", tmp_path / "out")
+    assert finished.code == 1
+    assert "no file or folder" in finished.err
+    assert "picture in" in finished.err
+    assert (tmp_path / "out" / "photo.png").is_file()
+
+
 def test_an_empty_folder_is_an_error(deblur: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     check_message(deblur(tmp_path / "empty", "-o", tmp_path / "out"), 2, "no JPEG, PNG, WebP or TIFF picture in")
