@@ -71,7 +71,7 @@ def _open_ort(bundle: Bundle, name: ort.OrtName, prefer: tuple[str, ...]) -> Bac
 
 
 def _open_ort_cpu(bundle: Bundle) -> Backend:
-    # A CPU computes FP16 graphs in FP32 with casts around: the FP32 graph is never slower.
+    # A CPU computes FP16 graphs in FP32 anyway: the FP32 graph is as fast and more exact.
     return _open_ort(bundle, "ort-cpu", ("fp32", "fp16"))
 
 
