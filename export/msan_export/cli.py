@@ -58,7 +58,7 @@ def export(
     with _writing(output), errors.status("exporting"):
         artifact = export_onnx(loaded, output, precision=precision, io=io)
     size_mb = output.stat().st_size / 1e6
-    screen.print(f"{output}: {loaded.spec.name}, {precision}, {io} pictures, opset {artifact.opset}, {size_mb:.1f} MB")
+    _say(f"{output}: {loaded.spec.name}, {precision}, {io} pictures, opset {artifact.opset}, {size_mb:.1f} MB")
 
 
 def build(
@@ -113,7 +113,7 @@ def verify(
     target = json or folder.resolve().with_name(f"{folder.resolve().name}.parity.json")
     with _writing(target):
         write_text(target, parity_json(report))
-    screen.print(f"{'PASS' if report.passed else 'FAIL'}: {folder} (figures in {target})", soft_wrap=True)
+    _say(f"{'PASS' if report.passed else 'FAIL'}: {folder} (figures in {target})")
     if not report.passed:
         raise typer.Exit(1)
 
@@ -138,10 +138,10 @@ def deploy(
     with _phases() as on_phase:
         done = bundle.deploy(loaded, output, spec, cases, on_step=errors.print, on_phase=on_phase)
     _print_verdict(done.report)
-    screen.print(f"\n{output}: {loaded.spec.name}, checkpoint {loaded.sha256[:12]}")
+    _say(f"\n{output}: {loaded.spec.name}, checkpoint {loaded.sha256[:12]}")
     for file in done.manifest.files:
-        screen.print(f"  {file.path:24} {file.size_bytes / 1e6:6.1f} MB")
-    screen.print(f"Use it: msan deblur PICTURE -o OUT --bundle {output}", soft_wrap=True)
+        _say(f"  {file.path:24} {file.size_bytes / 1e6:6.1f} MB")
+    _say(f"Use it: msan deblur PICTURE -o OUT --bundle {output}")
 
 
 def _engine_spec(gpu: str, flavour: Flavour, smallest: str, typical: str, largest: str) -> EngineSpec:
@@ -169,7 +169,7 @@ def _print_targets() -> None:
     for row in describe_targets():
         table.add_row(*row)
     screen.print(table)
-    screen.print("Also taken: sm_86, sm86 and 8.6 forms. Several: --gpu rtx30,rtx40,rtx50")
+    _say("Also taken: sm_86, sm86 and 8.6 forms. Several: --gpu rtx30,rtx40,rtx50")
 
 
 def _print_verdict(report: ParityReport) -> None:
@@ -177,14 +177,19 @@ def _print_verdict(report: ParityReport) -> None:
 
     screen.print(parity_table(report))
     for note in parity_notes(report):
-        screen.print(note, soft_wrap=True, markup=False)
+        _say(note)
+
+
+def _say(line: str) -> None:
+    """Print a line as it is, however wide the terminal."""
+    screen.print(line, soft_wrap=True, markup=False)
 
 
 def _print_engine(engine: Engine, path: Path) -> None:
     targets = ", ".join(capability.sm for capability in engine.spec.capabilities)
-    screen.print(f"{path}: {engine.spec.flavour} {engine.version} for {targets}, {len(engine.data) / 1e6:.1f} MB")
+    _say(f"{path}: {engine.spec.flavour} {engine.version} for {targets}, {len(engine.data) / 1e6:.1f} MB")
     for kind, count in engine.layer_types.items():
-        screen.print(f"  {count:4} × {kind}")
+        _say(f"  {count:4} × {kind}")
 
 
 @contextmanager

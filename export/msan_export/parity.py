@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from msan.checkpoint import Checkpoint, network_from_checkpoint
@@ -30,7 +30,7 @@ from msan_runtime.bundle import Bundle
 from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME, PictureArray, pad_to, round_up
 from msan_runtime.errors import BackendError, BundleError, ContractError, MsanError
 from msan_runtime.image import SUFFIXES, read_picture
-from msan_runtime.manifest import GraphEntry, Manifest, load_manifest, read_checked
+from msan_runtime.manifest import EngineEntry, GraphEntry, Manifest, load_manifest, read_checked
 from msan_runtime.select import select_backend
 
 __all__ = ["Case", "Check", "ParityReport", "sample_cases", "verify_bundle"]
@@ -110,25 +110,40 @@ def sample_cases(folder: Path | None = None) -> list[Case]:
 def verify_bundle(checkpoint: Checkpoint, folder: Path, cases: Sequence[Case]) -> ParityReport:
     """Compare everything in the bundle at ``folder`` with ``checkpoint`` on the given pictures.
 
-    A file whose hash is not the manifest's is a failed check. A graph is still compared then, to
-    tell what changed; an engine is not loaded.
+    A file whose hash is not the manifest's is a failed check. It is not run then: engines are
+    executable content, and a damaged graph can crash ONNX Runtime. A graph's weights are still
+    compared, to tell what changed.
 
     Raises:
         BundleError: if there is no readable bundle.
     """
     manifest = load_manifest(folder)
-    checks = [_origin(checkpoint, manifest), *_hashes(folder, manifest)]
-    intact = all(check.passed for check in checks)
+    hashes = _hashes(folder, manifest)
+    changed = {check.subject for check in hashes if not check.passed}
     network = network_from_checkpoint(checkpoint)
+    checks = [_origin(checkpoint, manifest), *hashes]
     runners: list[Any] = [_TorchRunner(network)]
     for entry in manifest.graphs:
-        graph_checks, runner = _graph(folder / entry.path, entry, network)
-        checks += graph_checks
-        runners += [runner] if runner is not None else []
-    backend_checks, backend_runners = _backends(folder, manifest, intact=intact)
-    checks += backend_checks
-    checks += _compare([*runners, *backend_runners], cases)
+        checks.append(_weights(folder / entry.path, entry, network))
+        _add(runners, checks, entry.path, None if entry.path in changed else partial(_graph_runner, folder, entry))
+    for entry in manifest.engines:
+        _add(runners, checks, entry.path, None if changed else partial(_engine_runner, folder, manifest, entry))
+    checks += _compare(runners, cases)
     return ParityReport(bundle=folder.name, checkpoint_sha256=checkpoint.sha256, checks=tuple(checks))
+
+
+def _add(runners: list[Any], checks: list[Check], subject: str, make: Callable[[], Any] | None) -> None:
+    """Add the runner that ``make`` gives, or a check that says why there is none."""
+    if make is None:
+        detail = "the bundle was changed, so it is not run"
+        checks.append(Check(subject=subject, quantity="uint8", passed=None, detail=detail))
+        return
+    try:
+        runners.append(make())
+    except _NotHereError as error:
+        checks.append(Check(subject=subject, quantity="uint8", passed=None, detail=str(error)))
+    except MsanError as error:
+        checks.append(Check(subject=subject, quantity="uint8", passed=False, detail=str(error)))
 
 
 def _case(file: Path) -> Case:
@@ -161,20 +176,14 @@ def _hashes(folder: Path, manifest: Manifest) -> list[Check]:
     return checks
 
 
-def _graph(path: Path, entry: GraphEntry, network: MsanNetwork) -> tuple[list[Check], Any]:
-    """The weights check of one graph, and the runner that compares it on pictures."""
-    try:
-        model = onnx.load(path)
-        weights = _weights(model, entry, network)
-        graph = _with_float_output(model) if entry.io == "uint8" else model.SerializeToString()
-        return [weights], _GraphRunner(graph, entry)
-    except (OSError, ValueError, onnx.checker.ValidationError, MsanError, DecodeError) as error:
-        return [Check(subject=entry.path, quantity="graph", passed=False, detail=f"cannot be read: {error}")], None
-
-
-def _weights(model: onnx.ModelProto, entry: GraphEntry, network: MsanNetwork) -> Check:
+def _weights(path: Path, entry: GraphEntry, network: MsanNetwork) -> Check:
     """Whether every weight in the graph is the checkpoint's, to the bit, after folding and casting."""
-    found = {t.name.removesuffix("_fp16"): numpy_helper.to_array(t) for t in model.graph.initializer}
+    try:
+        initializers = onnx.load(path).graph.initializer
+        found = {tensor.name.removesuffix("_fp16"): numpy_helper.to_array(tensor) for tensor in initializers}
+    except Exception as error:  # a damaged file raises whatever protobuf or onnx trips over
+        detail = f"cannot be read as ONNX ({type(error).__name__})"
+        return Check(subject=entry.path, quantity="weights", passed=False, detail=detail)
     expected = DeployableMsan(network, entry.io).state_dict()
     kind = np.float16 if entry.precision == "fp16" else np.float32
     different = [
@@ -186,14 +195,33 @@ def _weights(model: onnx.ModelProto, entry: GraphEntry, network: MsanNetwork) ->
     return Check(subject=entry.path, quantity="weights", passed=not different, detail=detail)
 
 
+def _graph_runner(folder: Path, entry: GraphEntry) -> _GraphRunner:
+    model = onnx.load(folder / entry.path)
+    graph = _with_float_output(model) if entry.io == "uint8" else model.SerializeToString()
+    return _GraphRunner(_cpu_session(graph), entry)
+
+
+class _NotHereError(BackendError):
+    """This machine cannot run an engine: no verdict on the engine."""
+
+
+def _engine_runner(folder: Path, manifest: Manifest, entry: EngineEntry) -> _BackendRunner:
+    name = "rtx" if entry.flavour == "tensorrt-rtx" else "tensorrt"
+    try:
+        selection = select_backend(Bundle(folder=folder, manifest=manifest), name)
+    except BackendError as error:
+        raise _NotHereError(str(error)) from error
+    return _BackendRunner(selection.backend, entry.path)
+
+
 def _with_float_output(model: onnx.ModelProto) -> bytes:
     """The uint8 graph with the picture before rounding (the Clip's result) as a second output."""
     makers = {name: node for node in model.graph.node for name in node.output}
     name = OUTPUT_NAME
-    while makers[name].op_type != "Clip":
+    while name in makers and makers[name].op_type != "Clip":
         name = makers[name].input[0]
-        if name not in makers:
-            raise ContractError("the graph does not clamp its picture: it was not made by msan export")
+    if name not in makers:
+        raise ContractError("the graph does not clamp its picture: it was not made by msan export")
     identity = onnx.helper.make_node("Identity", [name], [FLOAT_NAME], name="float_output")
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
@@ -202,31 +230,18 @@ def _with_float_output(model: onnx.ModelProto) -> bytes:
     return tapped.SerializeToString()
 
 
-def _backends(folder: Path, manifest: Manifest, *, intact: bool) -> tuple[list[Check], list[Any]]:
-    """A runner for each engine that this machine can run; for the others the reason why not."""
-    checks: list[Check] = []
-    runners: list[Any] = []
-    for entry in manifest.engines:
-        name = "rtx" if entry.flavour == "tensorrt-rtx" else "tensorrt"
-        try:
-            if not intact:
-                raise BackendError("the bundle's hashes do not match, so its engine is not loaded")
-            bundle = Bundle(folder=folder, manifest=manifest)
-            runners.append(_BackendRunner(select_backend(bundle, name).backend, entry.path))
-        except MsanError as error:
-            checks.append(Check(subject=entry.path, quantity="uint8", passed=None, detail=str(error)))
-    return checks, runners
-
-
 def _compare(runners: Sequence[Any], cases: Sequence[Case]) -> list[Check]:
     """Run all runners on all cases and compare each with the first, the reference."""
     feeds = [{INPUT_NAME: _padded(case.picture)} for case in cases]
     checks: list[Check] = []
     for runner in runners[1:]:
         recorder = _Recorder(runner.subject, runner.precision, cases)
-        results = Comparator.run([runners[0], runner], data_loader=feeds)
-        Comparator.compare_accuracy(results, compare_func=recorder)
-        checks += recorder.checks
+        try:
+            results = Comparator.run([runners[0], runner], data_loader=feeds)
+            Comparator.compare_accuracy(results, compare_func=recorder)
+            checks += recorder.checks
+        except BackendError as error:
+            checks.append(Check(subject=runner.subject, quantity="run", passed=False, detail=str(error)))
     return checks
 
 
@@ -312,10 +327,16 @@ class _TorchRunner(_PictureRunner):
 class _GraphRunner(OnnxrtRunner):
     """An ONNX graph on ONNX Runtime's CPU provider."""
 
-    def __init__(self, graph: bytes, entry: GraphEntry) -> None:
-        super().__init__(lambda: _cpu_session(graph), name=f"onnxruntime-{entry.precision}")
+    def __init__(self, session: Any, entry: GraphEntry) -> None:
+        super().__init__(session, name=f"onnxruntime-{entry.precision}")
         self.subject = entry.path
         self.precision = entry.precision
+
+    def infer_impl(self, feed_dict: Mapping[str, PictureArray]) -> OrderedDict[str, npt.NDArray[Any]]:
+        try:
+            return super().infer_impl(feed_dict)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise BackendError(f"ONNX Runtime cannot run it: {_first_line(error)}") from error
 
 
 class _BackendRunner(_PictureRunner):
@@ -342,4 +363,11 @@ def _cpu_session(graph: bytes) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise BackendError(f"ONNX Runtime cannot load it: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -56,11 +56,12 @@ def train(
         learning_rate=learning_rate,
         seed=seed,
     )
+    files = picture_files(pictures)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors) as progress:
         task = progress.add_task("training", total=steps)
         path = run(
-            picture_files(pictures),
+            files,
             output,
             config,
             on_progress=lambda p: progress.update(task, completed=p.step, description=f"loss {p.loss:.4f}"),

@@ -1,0 +1,177 @@
+"""``msan export``, ``build``, ``verify`` and ``deploy``: what they write, their exit codes and their messages."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import pytest
+
+from msan.checkpoint import Checkpoint
+from msan_runtime.cli import main
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """How a run of the command ended."""
+
+    code: object
+    out: str
+    err: str
+
+
+Run = Callable[..., Finished]
+
+
+@pytest.fixture
+def msan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Runs ``msan`` in this process."""
+    logger = logging.getLogger("msan_runtime")
+    handlers = list(logger.handlers)
+
+    def run(*arguments: str | Path) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["msan", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        logger.handlers = list(handlers)
+        captured = capsys.readouterr()
+        return Finished(code=exit_info.value.code or 0, out=captured.out, err=captured.err)
+
+    yield run
+    logger.handlers = handlers
+
+
+def check_refused(finished: Finished, code: int, words: str) -> None:
+    """One error line with these words, and no traceback."""
+    assert finished.code == code, finished.err
+    lines = [line for line in finished.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, finished.err
+    assert words in lines[0]
+    assert "Traceback" not in finished.err
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+def test_export_writes_a_graph_of_the_asked_form(msan: Run, tiny: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    finished = msan("export", tiny.path, "-o", path, "--precision", "fp32", "--io", "float32")
+    assert finished.code == 0
+    assert "fp32, float32 pictures, opset 23" in finished.out
+    assert onnx.load(path).graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+
+
+def test_export_of_a_file_that_is_no_checkpoint_says_what_was_expected(msan: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_text("no weights")
+    finished = msan("export", tmp_path / "a.pth", "-o", tmp_path / "a.onnx")
+    check_refused(finished, 2, "expected an MSAN state dict")
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_export_to_a_place_that_is_not_there(msan: Run, tiny: Checkpoint, tmp_path: Path) -> None:
+    check_refused(msan("export", tiny.path, "-o", tmp_path / "no" / "a.onnx"), 2, "cannot write to")
+
+
+def test_build_lists_the_gpus(msan: Run) -> None:
+    finished = msan("build", "--gpu", "list")
+    assert finished.code == 0
+    assert all(word in finished.out for word in ("rtx30", "sm_89", "rtx5090"))
+
+
+def test_build_without_a_graph_says_what_to_give(msan: Run) -> None:
+    check_refused(msan("build"), 2, "no ONNX file given")
+
+
+def test_build_writes_an_engine_and_its_description(msan: Run, bundle: Path, tmp_path: Path) -> None:
+    graph = next(bundle.glob("*.fp16.onnx"))
+    finished = msan(
+        "build", graph, "--gpu", "rtx4090", "-o", tmp_path / "engines", "--max", "512x768", "--opt", "256x256"
+    )
+    assert finished.code == 0
+    assert "32 × convolution fp16" in finished.out
+    entry = json.loads(next((tmp_path / "engines").glob("*.json")).read_text())
+    assert entry["profile"] == {"min": [1, 8, 8], "opt": [1, 256, 256], "max": [1, 512, 768]}
+    assert entry["compute_capabilities"] == ["8.9"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--gpu", "rtx9000"], "no GPU named 'rtx9000'"),
+        (["--max", "big"], "HEIGHTxWIDTH"),
+        (["--max", "100x100", "--opt", "64x64"], "multiples of 8"),
+        (["--max", "64x64"], "min <= opt <= max"),
+        (["--flavour", "tensorrt-rtx", "--gpu", "h100"], "no sm_90"),
+    ],
+)
+def test_build_refuses_what_cannot_be_built(msan: Run, bundle: Path, options: list[str], words: str) -> None:
+    check_refused(msan("build", next(bundle.glob("*.fp16.onnx")), "-o", bundle / "e", *options), 2, words)
+
+
+def test_build_fails_with_1_if_the_types_are_not_what_was_asked(msan: Run, bundle: Path, tmp_path: Path) -> None:
+    finished = msan("build", next(bundle.glob("*.fp32.onnx")), "-o", tmp_path / "e", "--precision", "fp16")
+    check_refused(finished, 1, "40 of 40 layers are not fp16")
+    assert not (tmp_path / "e").exists()
+
+
+def test_verify_passes_a_deployed_bundle(msan: Run, tiny: Checkpoint, bundle: Path) -> None:
+    finished = msan("verify", tiny.path, bundle)
+    assert finished.code == 0
+    assert "PASS" in finished.out
+    assert json.loads(bundle.with_name("bundle.parity.json").read_text())["passed"] is True
+
+
+def test_verify_fails_with_1_after_one_bit_of_a_graph_changed(msan: Run, tiny: Checkpoint, bundle: Path) -> None:
+    path = next(bundle.glob("*.fp32.onnx"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    path.write_bytes(data)
+    finished = msan("verify", tiny.path, bundle)
+    assert finished.code == 1
+    assert "FAIL" in finished.out
+    assert json.loads(bundle.with_name("bundle.parity.json").read_text())["passed"] is False
+
+
+def test_verify_on_pictures_of_ones_own(msan: Run, tiny: Checkpoint, bundle: Path, tmp_path: Path) -> None:
+    sample = Path(__file__).parents[2] / "export" / "msan_export" / "samples" / "odd.jpg"
+    (tmp_path / "mine").mkdir()
+    shutil.copy(sample, tmp_path / "mine" / "holiday.jpg")
+    finished = msan("verify", tiny.path, bundle, "--pictures", tmp_path / "mine", "--json", tmp_path / "p.json")
+    assert finished.code == 0
+    cases = {check["case"] for check in json.loads((tmp_path / "p.json").read_text())["checks"] if check["case"]}
+    assert cases == {"holiday.jpg 203×301"}
+
+
+def test_verify_without_a_bundle(msan: Run, tiny: Checkpoint, tmp_path: Path) -> None:
+    check_refused(msan("verify", tiny.path, tmp_path / "none"), 2, "no bundle at")
+
+
+def test_deploy_writes_a_bundle_that_the_runtime_opens(msan: Run, tiny: Checkpoint, tmp_path: Path) -> None:
+    from msan_runtime import Deblurrer
+
+    finished = msan("deploy", tiny.path, "-o", tmp_path / "new", "--gpu", "sm_86")
+    assert finished.code == 0
+    assert "msan deblur PICTURE" in finished.out
+    with Deblurrer.load(tmp_path / "new", "ort-cpu") as deblurrer:
+        assert deblurrer.bundle.manifest.provenance["checkpoint_sha256"] == tiny.sha256
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_deploy_leaves_a_folder_that_is_no_bundle_alone(msan: Run, tiny: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    check_refused(msan("deploy", tiny.path, "-o", tmp_path / "mine"), 2, "not a bundle")
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+
+
+def test_deploy_of_an_unknown_gpu_leaves_nothing(msan: Run, tiny: Checkpoint, tmp_path: Path) -> None:
+    check_refused(msan("deploy", tiny.path, "-o", tmp_path / "new", "--gpu", "gtx1"), 2, "no GPU named")
+    assert not list(tmp_path.iterdir())
