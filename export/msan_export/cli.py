@@ -23,17 +23,20 @@ screen = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 CheckpointArgument = Annotated[str, typer.Argument(help="Checkpoint file, or a shipped name (msan-s).", metavar="CKPT")]
-GpuOption = Annotated[str, typer.Option("--gpu", help="GPUs, comma-separated; 'list' prints the names.")]
+GpuOption = Annotated[str, typer.Option("--gpu", help="GPUs, comma-separated (names: msan build --gpu list).")]
 FlavourOption = Annotated[Literal["tensorrt-rtx", "tensorrt"], typer.Option(help="Which TensorRT builds the engine.")]
 MinOption = Annotated[str, typer.Option("--min", help="Smallest tile, HEIGHTxWIDTH.")]
-OptOption = Annotated[str, typer.Option("--opt", help="Typical tile, HEIGHTxWIDTH.")]
+OptOption = Annotated[
+    str | None, typer.Option("--opt", help="Typical tile, HEIGHTxWIDTH (default: 720x1280, or --max if smaller).")
+]
 MaxOption = Annotated[str, typer.Option("--max", help="Largest tile, HEIGHTxWIDTH.")]
 PicturesOption = Annotated[
     Path | None, typer.Option(help="Folder of pictures to compare on (default: shipped samples).")
 ]
 
 GPUS = "rtx30,rtx40,rtx50"
-SMALLEST, TYPICAL, LARGEST = "8x8", "720x1280", "1920x1920"
+SMALLEST, LARGEST = "8x8", "1920x1920"
+TYPICAL_PX = (720, 1280)
 
 
 def register(app: typer.Typer) -> None:
@@ -48,13 +51,18 @@ def export(
     checkpoint: CheckpointArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="The ONNX file to write.")],
     precision: Annotated[Literal["fp32", "fp16"], typer.Option(help="Type of weights and arithmetic.")] = "fp16",
-    io: Annotated[Literal["uint8", "float32"], typer.Option(help="Type of the pictures in and out.")] = "uint8",
+    io: Annotated[
+        Literal["uint8", "float32"], typer.Option(help="Pictures, NHWC: uint8, or float32 in [0, 1].")
+    ] = "uint8",
 ) -> None:
-    """Export a checkpoint to ONNX (opset 23, dynamic batch, height and width)."""
+    """Export a checkpoint to ONNX (opset 23; any batch, any height and width that are multiples of 8)."""
     from msan.checkpoint import find_checkpoint, load_checkpoint
     from msan_export.onnx import export_onnx
 
-    loaded = load_checkpoint(find_checkpoint(checkpoint))
+    source = find_checkpoint(checkpoint)
+    if output.resolve() == source.resolve():
+        raise MsanError(f"{output} is the checkpoint itself and would be overwritten. Choose another -o")
+    loaded = load_checkpoint(source)
     with _writing(output), errors.status("exporting"):
         artifact = export_onnx(loaded, output, precision=precision, io=io)
     size_mb = output.stat().st_size / 1e6
@@ -64,13 +72,14 @@ def export(
 def build(
     model: Annotated[Path | None, typer.Argument(help="ONNX file from msan export.", metavar="MODEL.onnx")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the engine.")] = Path(),
-    gpu: GpuOption = GPUS,
+    gpu: Annotated[str, typer.Option("--gpu", help="GPUs, comma-separated; 'list' prints the names.")] = GPUS,
     precision: Annotated[
-        Literal["fp32", "fp16"] | None, typer.Option(help="What the engine must compute in (default: as exported).")
+        Literal["fp32", "fp16"] | None,
+        typer.Option(help="Type to prove (default: as exported). fp32 needs a network without attention."),
     ] = None,
     flavour: FlavourOption = "tensorrt-rtx",
     smallest: MinOption = SMALLEST,
-    typical: OptOption = TYPICAL,
+    typical: OptOption = None,
     largest: MaxOption = LARGEST,
 ) -> None:
     """Build an engine from an ONNX file and prove its types. TensorRT-RTX needs no GPU for it."""
@@ -96,7 +105,7 @@ def verify(
     bundle: Annotated[str, typer.Argument(help="The bundle's folder, or a shipped name.")],
     pictures: PicturesOption = None,
     json: Annotated[
-        Path | None, typer.Option("--json", help="Where to write the figures (default: BUNDLE.parity.json).")
+        Path | None, typer.Option("--json", help="Where to write the figures (default: BUNDLE.parity.json beside it).")
     ] = None,
 ) -> None:
     """Compare a bundle with its checkpoint in PyTorch. Exit code 1 if anything is out of bounds."""
@@ -110,7 +119,9 @@ def verify(
     with errors.status("comparing"):
         report = verify_bundle(loaded, folder, cases)
     _print_verdict(report)
-    target = json or folder.resolve().with_name(f"{folder.resolve().name}.parity.json")
+    # A shipped bundle lies among the installed packages: its figures go to the working folder.
+    beside = folder.resolve().parent if Path(bundle).is_dir() else Path.cwd()
+    target = json or beside / f"{folder.resolve().name}.parity.json"
     with _writing(target):
         write_text(target, parity_json(report))
     _say(f"{'PASS' if report.passed else 'FAIL'}: {folder} (figures in {target})")
@@ -124,7 +135,7 @@ def deploy(
     gpu: GpuOption = GPUS,
     flavour: FlavourOption = "tensorrt-rtx",
     smallest: MinOption = SMALLEST,
-    typical: OptOption = TYPICAL,
+    typical: OptOption = None,
     largest: MaxOption = LARGEST,
     pictures: PicturesOption = None,
 ) -> None:
@@ -144,13 +155,14 @@ def deploy(
     _say(f"Use it: msan deblur PICTURE -o OUT --bundle {output}")
 
 
-def _engine_spec(gpu: str, flavour: Flavour, smallest: str, typical: str, largest: str) -> EngineSpec:
+def _engine_spec(gpu: str, flavour: Flavour, smallest: str, typical: str | None, largest: str) -> EngineSpec:
     from msan_export.engine import EngineSpec
     from msan_export.targets import capabilities_named
     from msan_runtime.manifest import Profile
 
-    shapes = [_shape(text) for text in (smallest, typical, largest)]
-    profile = Profile(min=shapes[0], opt=shapes[1], max=shapes[2])
+    least, most = _shape(smallest), _shape(largest)
+    usual = (1, min(TYPICAL_PX[0], most[1]), min(TYPICAL_PX[1], most[2])) if typical is None else _shape(typical)
+    profile = Profile(min=least, opt=usual, max=most)
     return EngineSpec(flavour=flavour, profile=profile, capabilities=capabilities_named(gpu))
 
 

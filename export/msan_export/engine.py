@@ -50,6 +50,9 @@ DEFAULT_PROFILE = Profile(min=(1, 8, 8), opt=(1, 720, 1280), max=(1, 1920, 1920)
 
 ENGINE_SUFFIX: dict[Flavour, str] = {"tensorrt-rtx": "rtx.engine", "tensorrt": "trt.engine"}
 
+ATTENTION_LEAST_AREA_PX = 64 * 4096
+"""TensorRT-RTX 1.7 fuses attention only if the profile reaches 4,096 keys, each 8×8 px (found by trying)."""
+
 HEAVY_LAYERS = {
     "CONVOLUTION": "convolution",
     "DECONVOLUTION": "deconvolution",
@@ -128,7 +131,8 @@ def build_engine(graph: bytes, spec: EngineSpec, precision: Precision, *, on_pha
         raise BuildError(f"{spec.flavour} cannot parse the graph: {_parser_errors(parser)}")
     layers = _layer_types(trt, network)
     check_types(layers, precision)
-    _refuse_fp32_attention(spec, layers, precision)
+    if any(layer.kind == "attention" for layer in layers):
+        _refuse_attention_without_kernel(spec, precision)
     config = _config(trt, builder, spec, on_phase)
     data = builder.build_serialized_network(network, config)
     if data is None:
@@ -176,15 +180,22 @@ def check_types(layers: tuple[LayerType, ...], precision: Precision) -> None:
         named = ", ".join(f"{layer.kind} {layer.name} is {layer.dtype}" for layer in wrong[:3])
         raise CheckFailedError(
             f"{len(wrong)} of {len(layers)} layers are not {precision}: {named}. "
-            f"Export with --precision {precision}, or build with the precision that the graph has"
+            f"Build an export made with --precision {precision}, or give build the precision that the graph has"
         )
 
 
-def _refuse_fp32_attention(spec: EngineSpec, layers: tuple[LayerType, ...], precision: Precision) -> None:
-    if precision == "fp32" and any(layer.kind == "attention" for layer in layers):
+def _refuse_attention_without_kernel(spec: EngineSpec, precision: Precision) -> None:
+    """Say in words what TensorRT would say in C++."""
+    if precision == "fp32":
         raise BuildError(
             f"{spec.flavour} has no FP32 kernel for the graph's Attention layers. "
-            "Export with --precision fp16: attention then still accumulates in FP32"
+            "Export and build with --precision fp16: attention then still accumulates in FP32"
+        )
+    height, width = spec.profile.max[1:]
+    if spec.flavour == "tensorrt-rtx" and height * width < ATTENTION_LEAST_AREA_PX:
+        raise BuildError(
+            f"TensorRT-RTX has no fused attention kernel for a largest tile of {height}x{width}: "
+            "give --max 512x512 or larger (262,144 px); smaller pictures are taken all the same"
         )
 
 

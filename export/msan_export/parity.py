@@ -101,7 +101,9 @@ def sample_cases(folder: Path | None = None) -> list[Case]:
         PictureError: for one that cannot be decoded.
     """
     where = SAMPLES if folder is None else folder
-    files = sorted(path for path in where.rglob("*") if path.suffix.lower() in SUFFIXES) if where.is_dir() else []
+    if not where.is_dir():
+        raise BundleError(f"no folder of pictures at {where}")
+    files = sorted(path for path in where.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
         raise BundleError(f"no JPEG, PNG, WebP or TIFF picture in {where} to verify on")
     return [_case(file) for file in files]

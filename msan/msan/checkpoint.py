@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             an MSAN network of some spec has; the message names what was expected and found.
     """
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint file at {path}")
+        what = f"{path} is a folder, not a checkpoint file" if path.is_dir() else f"no checkpoint file at {path}"
+        raise CheckpointError(f"{what}: expected {EXPECTED}")
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)
@@ -134,11 +136,13 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, object], Mapping[str, st
 
 def _read_torch(path: Path) -> Mapping[str, object]:
     try:
-        content: object = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content: object = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # A damaged pickle raises whatever it trips over: IndexError, struct.error, AssertionError and more.
         # The first sentence only: PyTorch's next ones advise to load it unsafely.
-        reason = str(error).split("\n")[0].split(". ")[0][:160] or type(error).__name__
+        reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0][:160]
         raise CheckpointError(f"{path} cannot be read as weights ({reason}): expected {EXPECTED}") from error
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -153,6 +157,9 @@ def _published_keys(tensors: Mapping[str, object], path: Path) -> dict[str, Tens
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{path}: entry {name!r} is a {type(value).__name__}: expected {EXPECTED}")
+        if value.layout != torch.strided or not value.is_floating_point():
+            kind = f"{value.layout} {value.dtype}".replace("torch.", "")
+            raise CheckpointError(f"{path}: tensor {name!r} is {kind}: expected plain floating-point weights")
         if not torch.isfinite(value).all():
             raise CheckpointError(f"{path}: tensor {name!r} holds NaN or infinity: the weights are unusable")
         state[name.removeprefix("module.")] = value.float()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from msan_runtime.errors import MsanError
 
 if TYPE_CHECKING:
     from msan.evaluate import Evaluation
@@ -58,15 +62,33 @@ def train(
     )
     files = picture_files(pictures)
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors) as progress:
+    with _interrupts() as interrupts, Progress(*columns, console=errors) as progress:
         task = progress.add_task("training", total=steps)
         path = run(
             files,
             output,
             config,
             on_progress=lambda p: progress.update(task, completed=p.step, description=f"loss {p.loss:.4f}"),
+            should_stop=lambda: bool(interrupts),
         )
     screen.print(f"{path}: {config.spec.name}, {steps} steps", soft_wrap=True)
+
+
+@contextmanager
+def _interrupts() -> Generator[list[int]]:
+    """Collects the first Ctrl-C, so that a step is finished and saved; the second one ends at once."""
+    seen: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        del frame
+        seen.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def evaluate(
@@ -81,6 +103,8 @@ def evaluate(
     from msan.evaluate import save_scores
 
     files = picture_files(pictures)
+    if json is not None and not json.parent.is_dir():
+        raise MsanError(f"cannot write {json}: there is no folder {json.parent}")
     with _deblurring(model) as deblur, Progress(TextColumn("evaluating"), BarColumn(), console=errors) as progress:
         task = progress.add_task("", total=len(files))
         result = run(fixed_blur_set(files), deblur, on_score=lambda _: progress.advance(task))

@@ -29,11 +29,17 @@ from msan.spec import MSAN_S, ModelSpec
 from msan_runtime.atomic import replacing, write_text
 from msan_runtime.errors import MsanError
 
-__all__ = ["Progress", "TrainConfig", "TrainError", "learning_rate_at", "train"]
+__all__ = ["Progress", "TrainConfig", "TrainError", "TrainStoppedError", "learning_rate_at", "train"]
 
 
 class TrainError(MsanError):
     """A training run that cannot start or go on."""
+
+
+class TrainStoppedError(MsanError):
+    """Training was stopped as asked, and can go on."""
+
+    exit_code = 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +77,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.crop_px < 8 or self.crop_px % 8:
             raise TrainError(f"crop_px must be a multiple of 8, not {self.crop_px}")
+        if not (0 < self.learning_rate < math.inf):
+            raise TrainError(f"the learning rate must be a positive number, not {self.learning_rate}")
         if self.steps < 1 or self.batch < 1:
             raise TrainError(f"steps and batch must be at least 1, not {self.steps} and {self.batch}")
 
@@ -104,6 +112,7 @@ def train(
     config: TrainConfig,
     *,
     on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
     report_every: int = 20,
     save_every: int = 200,
 ) -> Path:
@@ -114,6 +123,7 @@ def train(
         folder: of the run; made if missing.
         config: the recipe. A run in ``folder`` may be resumed with another number of steps only.
         on_progress: called every ``report_every`` steps.
+        should_stop: asked after each step; once it says yes, the state is saved and training ends.
         report_every: steps between log lines.
         save_every: steps between saved states.
 
@@ -121,6 +131,7 @@ def train(
         The path of ``model.safetensors``.
 
     Raises:
+        TrainStoppedError: if ``should_stop`` said so; the state was saved.
         TrainError: if ``folder`` holds a run of another recipe, or the loss is not a number.
         DatasetError: for pictures that cannot be trained on.
     """
@@ -132,12 +143,15 @@ def train(
     losses: list[float] = []
     while trainer.step < config.steps:
         losses.append(trainer.take_step(*crops.batch_at(trainer.step)))
+        stopping = should_stop is not None and should_stop()
         last = trainer.step == config.steps
         if last or trainer.step % report_every == 0:
             _report(trainer, losses, folder, time.perf_counter() - started, on_progress)
             losses.clear()
-        if last or trainer.step % save_every == 0:
+        if last or stopping or trainer.step % save_every == 0:
             trainer.save(folder / "state.pt")
+        if stopping and not last:
+            raise TrainStoppedError(f"stopped at step {trainer.step}, saved to {folder}: the same command goes on")
     save_checkpoint(trainer.network, folder / "model.safetensors", {"msan.recipe": json.dumps(config.to_dict())})
     return folder / "model.safetensors"
 

@@ -67,6 +67,8 @@ def plan_jobs(inputs: Sequence[Path], output: Path, *, compare: bool = False) ->
     """
     if output.suffix.lower() in UNSUPPORTED_SUFFIXES and not output.is_dir():
         raise PictureError(f"cannot write {output}: the name of a picture must end in {', '.join(sorted(SUFFIXES))}")
+    if output.suffix.lower() in SUFFIXES and not output.is_dir() and not (len(inputs) == 1 and not inputs[0].is_dir()):
+        raise PictureError(f"{output} is one picture, but the input is several. Give a folder as -o")
     if len(inputs) == 1 and inputs[0].is_file() and output.suffix.lower() in SUFFIXES and not output.is_dir():
         jobs = [Job(source=inputs[0], target=output)]
     else:
@@ -143,5 +145,5 @@ def _refuse_clashes(jobs: Sequence[Job], *, compare: bool) -> None:
             if path in sources:
                 raise PictureError(f"the result of {job.source} would replace the input {result}. Choose another -o")
             if path in written:
-                raise PictureError(f"{written[path]} and {job.source} would both be written to {result}")
+                raise PictureError(f"{written[path]} and {job.source} would both be written to {result}. Rename one")
             written[path] = job.source

@@ -46,6 +46,9 @@ def main() -> None:
         command = sys.argv[1] if len(sys.argv) > 1 else ""
         extra = EXTRA_OF_PACKAGE.get(package) or EXTRA_OF_COMMAND.get(command, "export")
         _fail(str(MissingExtraError(package, extra)), 2)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        _fail(f"cannot read or write{where}: {error.strerror or error}", 2)
     except KeyboardInterrupt:
         _fail("stopped", 130)
 

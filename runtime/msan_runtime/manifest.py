@@ -82,7 +82,7 @@ class Profile:
     def __post_init__(self) -> None:
         shapes = (self.min, self.opt, self.max)
         if any(len(shape) != 3 or any(n < 1 for n in shape) for shape in shapes):
-            raise BundleError(f"a profile needs three shapes (batch, height, width), not {shapes}")
+            raise BundleError(f"a profile needs three shapes (batch, height, width) of at least 1, not {shapes}")
         if any(side % 8 for shape in shapes for side in shape[1:]):
             raise BundleError(f"heights and widths of a profile must be multiples of 8, not {shapes}")
         if any(not low <= mid <= high for low, mid, high in zip(*shapes, strict=True)):

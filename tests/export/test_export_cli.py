@@ -108,7 +108,7 @@ def test_build_writes_an_engine_and_its_description(msan: Run, bundle: Path, tmp
         (["--gpu", "rtx9000"], "no GPU named 'rtx9000'"),
         (["--max", "big"], "HEIGHTxWIDTH"),
         (["--max", "100x100", "--opt", "64x64"], "multiples of 8"),
-        (["--max", "64x64"], "min <= opt <= max"),
+        (["--max", "640x640", "--opt", "800x800"], "min <= opt <= max"),
         (["--flavour", "tensorrt-rtx", "--gpu", "h100"], "no sm_90"),
     ],
 )
@@ -175,3 +175,29 @@ def test_deploy_leaves_a_folder_that_is_no_bundle_alone(msan: Run, tiny: Checkpo
 def test_deploy_of_an_unknown_gpu_leaves_nothing(msan: Run, tiny: Checkpoint, tmp_path: Path) -> None:
     check_refused(msan("deploy", tiny.path, "-o", tmp_path / "new", "--gpu", "gtx1"), 2, "no GPU named")
     assert not list(tmp_path.iterdir())
+
+
+def test_export_never_replaces_the_checkpoint(msan: Run, tiny: Checkpoint) -> None:
+    before = tiny.path.read_bytes()
+    check_refused(msan("export", tiny.path, "-o", tiny.path), 2, "is the checkpoint itself")
+    assert tiny.path.read_bytes() == before
+
+
+def test_a_profile_too_small_for_fused_attention_is_refused_in_words(msan: Run, bundle: Path) -> None:
+    finished = msan("build", next(bundle.glob("*.fp16.onnx")), "-o", bundle / "e", "--max", "256x256")
+    check_refused(finished, 2, "--max 512x512 or larger")
+
+
+def test_a_smaller_largest_tile_lowers_the_typical_one(msan: Run, bundle: Path, tmp_path: Path) -> None:
+    finished = msan("build", next(bundle.glob("*.fp16.onnx")), "-o", tmp_path / "e", "--max", "512x512")
+    assert finished.code == 0
+    entry = json.loads(next((tmp_path / "e").glob("*.json")).read_text())
+    assert entry["profile"]["opt"] == [1, 512, 512]
+
+
+def test_a_shipped_bundle_is_verified_without_touching_the_installation(
+    msan: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert msan("verify", "msan-s", "msan-s").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["msan-s.parity.json"]

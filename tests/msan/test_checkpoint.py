@@ -159,8 +159,24 @@ def test_a_path_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.M
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no checkpoint file at .*nowhere\.pth"):
         load_checkpoint(tmp_path / "nowhere.pth")
-    with pytest.raises(CheckpointError, match="no checkpoint file at"):
+    with pytest.raises(CheckpointError, match="is a folder, not a checkpoint file"):
         load_checkpoint(tmp_path)
+
+
+def odd_tensor(kind: str, tensor: Tensor) -> Tensor:
+    """The same numbers, stored as weights never are."""
+    if kind == "sparse":
+        return tensor.to_sparse()
+    return tensor.to(torch.complex64 if kind == "complex" else torch.int32)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "complex", "integer"])
+def test_weights_that_are_no_plain_floats_are_refused(kind: str, tiny_state: dict[str, Tensor], tmp_path: Path) -> None:
+    name = "edcoder1.layer3.weight"
+    tiny_state[name] = odd_tensor(kind, tiny_state[name])
+    torch.save(tiny_state, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=rf"{name}.*expected plain floating-point weights"):
+        load_checkpoint(tmp_path / "odd.pth")
 
 
 @pytest.mark.parametrize(

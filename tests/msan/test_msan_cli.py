@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +62,36 @@ def test_mistakes_end_with_2_and_one_line(
     assert words in finished.stderr
     assert "Traceback" not in finished.stderr
     assert len(finished.stderr.strip().splitlines()) == 1
+
+
+def test_an_interrupted_training_saves_and_goes_on(pictures: Path, tmp_path: Path) -> None:
+    command = [MSAN, "train", pictures, "-o", tmp_path / "run", "--batch", "1", "--crop", "32"]
+    process = subprocess.Popen([*command, "--steps", "100000"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    log = tmp_path / "run" / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while not log.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"the same command goes on" in errors
+    stopped = re.search(rb"stopped at step (\d+)", errors)
+    assert stopped is not None
+    done = int(stopped.group(1))
+    resumed = subprocess.run([*command, "--steps", str(done + 2)], capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(log.read_text().splitlines()[-1])["step"] == done + 2
+
+
+@pytest.mark.parametrize("rate", ["nan", "0", "-1"])
+def test_a_senseless_learning_rate_is_refused(pictures: Path, tmp_path: Path, rate: str) -> None:
+    finished = msan("train", pictures, "-o", tmp_path / "run", "--learning-rate", rate)
+    assert finished.returncode == 2
+    assert "learning rate must be a positive number" in finished.stderr
+
+
+def test_a_run_folder_that_is_a_file_is_refused(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    finished = msan("train", pictures, "-o", tmp_path / "run", "--crop", "32")
+    assert finished.returncode == 2
+    assert "Traceback" not in finished.stderr
