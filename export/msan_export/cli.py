@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from msan_export.targets import DEFAULT_GPUS, capabilities_named, describe_targets
 from msan_runtime.errors import MsanError
 
 if TYPE_CHECKING:
@@ -25,18 +26,14 @@ errors = Console(stderr=True, highlight=False)
 CheckpointArgument = Annotated[str, typer.Argument(help="Checkpoint file, or a shipped name (msan-s).", metavar="CKPT")]
 GpuOption = Annotated[str, typer.Option("--gpu", help="GPUs, comma-separated (names: msan build --gpu list).")]
 FlavourOption = Annotated[Literal["tensorrt-rtx", "tensorrt"], typer.Option(help="Which TensorRT builds the engine.")]
-MinOption = Annotated[str, typer.Option("--min", help="Smallest tile, HEIGHTxWIDTH.")]
+MinOption = Annotated[str | None, typer.Option("--min", help="Smallest tile, HEIGHTxWIDTH (default: 8x8).")]
 OptOption = Annotated[
     str | None, typer.Option("--opt", help="Typical tile, HEIGHTxWIDTH (default: 720x1280, or --max if smaller).")
 ]
-MaxOption = Annotated[str, typer.Option("--max", help="Largest tile, HEIGHTxWIDTH.")]
+MaxOption = Annotated[str | None, typer.Option("--max", help="Largest tile, HEIGHTxWIDTH (default: 1920x1920).")]
 PicturesOption = Annotated[
     Path | None, typer.Option(help="Folder of pictures to compare on (default: shipped samples).")
 ]
-
-GPUS = "rtx30,rtx40,rtx50"
-SMALLEST, LARGEST = "8x8", "1920x1920"
-TYPICAL_PX = (720, 1280)
 
 
 def register(app: typer.Typer) -> None:
@@ -72,15 +69,15 @@ def export(
 def build(
     model: Annotated[Path | None, typer.Argument(help="ONNX file from msan export.", metavar="MODEL.onnx")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the engine.")] = Path(),
-    gpu: Annotated[str, typer.Option("--gpu", help="GPUs, comma-separated; 'list' prints the names.")] = GPUS,
+    gpu: Annotated[str, typer.Option("--gpu", help="GPUs, comma-separated; 'list' prints the names.")] = DEFAULT_GPUS,
     precision: Annotated[
         Literal["fp32", "fp16"] | None,
         typer.Option(help="Type to prove (default: as exported). fp32 needs a network without attention."),
     ] = None,
     flavour: FlavourOption = "tensorrt-rtx",
-    smallest: MinOption = SMALLEST,
+    smallest: MinOption = None,
     typical: OptOption = None,
-    largest: MaxOption = LARGEST,
+    largest: MaxOption = None,
 ) -> None:
     """Build an engine from an ONNX file and prove its types. TensorRT-RTX needs no GPU for it."""
     if gpu == "list":
@@ -132,11 +129,11 @@ def verify(
 def deploy(
     checkpoint: CheckpointArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle's folder.")],
-    gpu: GpuOption = GPUS,
+    gpu: GpuOption = DEFAULT_GPUS,
     flavour: FlavourOption = "tensorrt-rtx",
-    smallest: MinOption = SMALLEST,
+    smallest: MinOption = None,
     typical: OptOption = None,
-    largest: MaxOption = LARGEST,
+    largest: MaxOption = None,
     pictures: PicturesOption = None,
 ) -> None:
     """Export, build and verify in one go; write a bundle if it passes."""
@@ -155,14 +152,19 @@ def deploy(
     _say(f"Use it: msan deblur PICTURE -o OUT --bundle {output}")
 
 
-def _engine_spec(gpu: str, flavour: Flavour, smallest: str, typical: str | None, largest: str) -> EngineSpec:
-    from msan_export.engine import EngineSpec
-    from msan_export.targets import capabilities_named
+def _engine_spec(
+    gpu: str, flavour: Flavour, smallest: str | None, typical: str | None, largest: str | None
+) -> EngineSpec:
+    from msan_export.engine import DEFAULT_PROFILE, EngineSpec
     from msan_runtime.manifest import Profile
 
-    least, most = _shape(smallest), _shape(largest)
-    usual = (1, min(TYPICAL_PX[0], most[1]), min(TYPICAL_PX[1], most[2])) if typical is None else _shape(typical)
-    profile = Profile(min=least, opt=usual, max=most)
+    most = _shape(largest) if largest else DEFAULT_PROFILE.max
+    _, height, width = DEFAULT_PROFILE.opt
+    profile = Profile(
+        min=_shape(smallest) if smallest else DEFAULT_PROFILE.min,
+        opt=_shape(typical) if typical else (1, min(height, most[1]), min(width, most[2])),
+        max=most,
+    )
     return EngineSpec(flavour=flavour, profile=profile, capabilities=capabilities_named(gpu))
 
 
@@ -175,8 +177,6 @@ def _shape(text: str) -> tuple[int, int, int]:
 
 
 def _print_targets() -> None:
-    from msan_export.targets import describe_targets
-
     table = Table("name", "capability", "family", "cards")
     for row in describe_targets():
         table.add_row(*row)
