@@ -112,9 +112,9 @@ def sample_cases(folder: Path | None = None) -> list[Case]:
 def verify_bundle(checkpoint: Checkpoint, folder: Path, cases: Sequence[Case]) -> ParityReport:
     """Compare everything in the bundle at ``folder`` with ``checkpoint`` on the given pictures.
 
-    A file whose hash is not the manifest's is a failed check. It is not run then: engines are
-    executable content, and a damaged graph can crash ONNX Runtime. A graph's weights are still
-    compared, to tell what changed.
+    A file whose hash is not the manifest's is a failed check, and is not run: it is not what was
+    deployed, and engines are executable content. A graph's weights are still compared, to tell what
+    changed.
 
     Raises:
         BundleError: if there is no readable bundle.
