@@ -10,8 +10,7 @@ os.environ.setdefault("POLYGRAPHY_USE_TENSORRT_RTX", "1")
 from polygraphy.backend.base import BaseRunner
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
-from polygraphy.comparator import Comparator, IterationResult, RunResults
-from polygraphy.exception import PolygraphyException
+from polygraphy.comparator import Comparator, IterationResult
 from polygraphy.logger import G_LOGGER
 
 __all__ = [
@@ -19,8 +18,6 @@ __all__ = [
     "Comparator",
     "IterationResult",
     "OnnxrtRunner",
-    "PolygraphyException",
-    "RunResults",
     "TensorMetadata",
 ]
 

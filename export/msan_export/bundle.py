@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msan.checkpoint import Checkpoint
-from msan_calib.casts import cast_to_float16
-from msan_export.artifact import OPSET, save_onnx, set_metadata
+from msan_export.artifact import OPSET, save_onnx
 from msan_export.engine import ENGINE_SUFFIX, EngineSpec, OnPhase, build_engine, engine_entry, engine_json
-from msan_export.onnx import onnx_from_checkpoint
+from msan_export.onnx import float16_from_float32, onnx_from_checkpoint
 from msan_export.parity import Case, ParityReport, verify_bundle
 from msan_export.report import parity_json
 from msan_runtime.atomic import write_bytes, write_text
@@ -109,9 +108,7 @@ def _write_graphs(checkpoint: Checkpoint, stage: Path, say: Callable[[str], None
     name = checkpoint.spec.name
     say(f"exporting {name} to ONNX, opset {OPSET}")
     fp32 = onnx_from_checkpoint(checkpoint, io="uint8")
-    fp16 = cast_to_float16(fp32)
-    set_metadata(fp16, {"precision": "fp16"})
-    save_onnx(fp16, stage / f"{name}.fp16.onnx", precision="fp16", io="uint8")
+    save_onnx(float16_from_float32(fp32), stage / f"{name}.fp16.onnx", precision="fp16", io="uint8")
     save_onnx(fp32, stage / f"{name}.fp32.onnx", precision="fp32", io="uint8")
     return (
         GraphEntry(path=f"{name}.fp16.onnx", precision="fp16", io="uint8", opset=OPSET),

@@ -19,7 +19,7 @@ from msan_export.artifact import OPSET, OnnxArtifact, Precision, save_onnx, set_
 from msan_export.graph import DeployableMsan
 from msan_runtime.contract import CONTRACT_VERSION, INPUT_NAME, OUTPUT_NAME, SIZE_MULTIPLE, Io
 
-__all__ = ["export_onnx", "onnx_from_checkpoint"]
+__all__ = ["export_onnx", "float16_from_float32", "onnx_from_checkpoint"]
 
 
 def export_onnx(checkpoint: Checkpoint, path: Path, *, precision: Precision, io: Io = "uint8") -> OnnxArtifact:
@@ -31,8 +31,7 @@ def export_onnx(checkpoint: Checkpoint, path: Path, *, precision: Precision, io:
     """
     model = onnx_from_checkpoint(checkpoint, io=io)
     if precision == "fp16":
-        model = cast_to_float16(model)
-        set_metadata(model, {"precision": "fp16"})
+        model = float16_from_float32(model)
     return save_onnx(model, path, precision=precision, io=io)
 
 
@@ -56,6 +55,17 @@ def onnx_from_checkpoint(checkpoint: Checkpoint, *, io: Io) -> onnx.ModelProto:
         },
     )
     return model
+
+
+def float16_from_float32(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The FP16 form of an exported FP32 graph, its metadata told so.
+
+    Raises:
+        CastError: for a weight beyond the range of FP16.
+    """
+    half = cast_to_float16(model)
+    set_metadata(half, {"precision": "fp16"})
+    return half
 
 
 def _exported(module: DeployableMsan, io: Io) -> onnx.ModelProto:

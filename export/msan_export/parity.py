@@ -25,11 +25,12 @@ from msan.network import MsanNetwork
 from msan_export._polygraphy import BaseRunner, Comparator, IterationResult, OnnxrtRunner, TensorMetadata
 from msan_export.graph import DeployableMsan
 from msan_export.thresholds import FLOAT_FP32, UINT8, Threshold
+from msan_runtime.backends import ort
 from msan_runtime.backends.base import Backend
 from msan_runtime.bundle import Bundle
 from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME, PictureArray, pad_to, round_up
 from msan_runtime.errors import BackendError, BundleError, ContractError, MsanError
-from msan_runtime.image import SUFFIXES, read_picture
+from msan_runtime.image import find_pictures, read_picture
 from msan_runtime.manifest import EngineEntry, GraphEntry, Manifest, load_manifest, read_checked
 from msan_runtime.select import select_backend
 
@@ -103,7 +104,7 @@ def sample_cases(folder: Path | None = None) -> list[Case]:
     where = SAMPLES if folder is None else folder
     if not where.is_dir():
         raise BundleError(f"no folder of pictures at {where}")
-    files = sorted(path for path in where.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = find_pictures(where)
     if not files:
         raise BundleError(f"no JPEG, PNG, WebP or TIFF picture in {where} to verify on")
     return [_case(file) for file in files]
@@ -200,7 +201,7 @@ def _weights(path: Path, entry: GraphEntry, network: MsanNetwork) -> Check:
 def _graph_runner(folder: Path, entry: GraphEntry) -> _GraphRunner:
     model = onnx.load(folder / entry.path)
     graph = _with_float_output(model) if entry.io == "uint8" else model.SerializeToString()
-    return _GraphRunner(_cpu_session(graph), entry)
+    return _GraphRunner(ort.open_session(graph, ort.PROVIDERS["ort-cpu"]), entry)
 
 
 class _NotHereError(BackendError):
@@ -233,14 +234,15 @@ def _with_float_output(model: onnx.ModelProto) -> bytes:
 
 
 def _compare(runners: Sequence[Any], cases: Sequence[Case]) -> list[Check]:
-    """Run all runners on all cases and compare each with the first, the reference."""
+    """Run all runners on all cases, each once, and compare the others with the first, the reference."""
     feeds = [{INPUT_NAME: _padded(case.picture)} for case in cases]
+    reference = Comparator.run(runners[:1], data_loader=feeds)
     checks: list[Check] = []
     for runner in runners[1:]:
         recorder = _Recorder(runner.subject, runner.precision, cases)
         try:
-            results = Comparator.run([runners[0], runner], data_loader=feeds)
-            Comparator.compare_accuracy(results, compare_func=recorder)
+            results = Comparator.run([runner], data_loader=feeds)
+            Comparator.compare_accuracy([reference, results], compare_func=recorder)
             checks += recorder.checks
         except BackendError as error:
             checks.append(Check(subject=runner.subject, quantity="run", passed=False, detail=str(error)))
@@ -338,7 +340,7 @@ class _GraphRunner(OnnxrtRunner):
         try:
             return super().infer_impl(feed_dict)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise BackendError(f"ONNX Runtime cannot run it: {_first_line(error)}") from error
+            raise BackendError(f"ONNX Runtime cannot run it: {ort.first_line(error)}") from error
 
 
 class _BackendRunner(_PictureRunner):
@@ -358,18 +360,3 @@ class _BackendRunner(_PictureRunner):
 
     def deactivate_impl(self) -> None:
         self.backend.close()
-
-
-def _cpu_session(graph: bytes) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise BackendError(f"ONNX Runtime cannot load it: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from msan.blur import BlurSpec, blur_along, random_trajectories
 from msan_runtime.errors import MsanError, PictureError
-from msan_runtime.image import SUFFIXES, read_picture
+from msan_runtime.image import find_pictures, read_picture
 
 __all__ = ["BlurredCrops", "DatasetError", "load_pictures", "picture_files"]
 
@@ -31,7 +31,7 @@ def picture_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DatasetError(f"no folder of pictures at {folder}")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    files = find_pictures(folder)
     if not files:
         raise DatasetError(f"no JPEG, PNG, WebP or TIFF picture under {folder}")
     return files

@@ -11,7 +11,7 @@ from pathlib import Path
 from msan_runtime.compare import side_by_side
 from msan_runtime.deblur import Deblurrer
 from msan_runtime.errors import MsanError, PictureError
-from msan_runtime.image import SUFFIXES, Picture, read_picture, write_picture
+from msan_runtime.image import SUFFIXES, Picture, find_pictures, read_picture, write_picture
 
 __all__ = ["Job", "Outcome", "deblur_files", "plan_jobs"]
 
@@ -122,14 +122,10 @@ def _jobs_of(path: Path, output: Path) -> list[Job]:
         return [Job(source=path, target=output, problem=f"no file or folder {path}")]
     results = output.resolve()
     skipped = results if path.resolve() in results.parents else None
-    files = sorted(file for file in path.rglob("*") if _is_picture(file) and not _is_in(file, skipped))
+    files = [file for file in find_pictures(path) if not _is_in(file, skipped)]
     if not files:
         return [Job(source=path, target=output, problem=f"no JPEG, PNG, WebP or TIFF picture in {path}")]
     return [Job(source=file, target=output / file.relative_to(path)) for file in files]
-
-
-def _is_picture(file: Path) -> bool:
-    return file.suffix.lower() in SUFFIXES and file.is_file()
 
 
 def _is_in(file: Path, folder: Path | None) -> bool:

@@ -19,7 +19,7 @@ from msan_runtime.atomic import replacing
 from msan_runtime.contract import PictureArray
 from msan_runtime.errors import PictureError
 
-__all__ = ["FORMATS", "SUFFIXES", "Picture", "read_picture", "write_picture"]
+__all__ = ["FORMATS", "SUFFIXES", "Picture", "find_pictures", "read_picture", "write_picture"]
 
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
 SUFFIXES = frozenset(FORMATS)
@@ -65,6 +65,11 @@ class Picture:
     grey: bool
     icc: bytes | None
     exif: bytes | None
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """Every file under ``folder`` that is named like a picture, sorted; none if there is no such folder."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def read_picture(path: Path) -> Picture:

@@ -12,7 +12,7 @@ from msan_runtime.errors import BackendError, MissingExtraError
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["OrtBackend", "OrtName", "open_ort", "unavailable"]
+__all__ = ["PROVIDERS", "OrtBackend", "OrtName", "first_line", "open_ort", "open_session", "unavailable"]
 
 OrtName = Literal["ort-cpu", "ort-cuda"]
 
@@ -39,7 +39,7 @@ class OrtBackend(Backend):
         try:
             outputs: Any = self._session.run([OUTPUT_NAME], {INPUT_NAME: tiles})
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise BackendError(f"{self.name} failed on tiles of shape {tiles.shape}: {_first_line(error)}") from error
+            raise BackendError(f"{self.name} failed on tiles of shape {tiles.shape}: {first_line(error)}") from error
         return outputs[0]
 
     def close(self) -> None:
@@ -67,16 +67,27 @@ def open_ort(graph: bytes, name: OrtName) -> OrtBackend:
     except ModuleNotFoundError as error:
         raise MissingExtraError("onnxruntime", EXTRAS[name]) from error
     provider = PROVIDERS[name]
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(graph, options, providers=[provider])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise BackendError(f"ONNX Runtime cannot load the graph: {_first_line(error)}") from error
+    session = open_session(graph, provider)
     if session.get_providers()[0] != provider:
         raise BackendError(f"ONNX Runtime put {session.get_providers()[0]} in the place of {provider}")
     device = "CPU" if name == "ort-cpu" else "NVIDIA GPU"
     return OrtBackend(session, name, f"{device}, ONNX Runtime {onnxruntime.__version__}")
+
+
+def open_session(graph: bytes, provider: str) -> onnxruntime.InferenceSession:
+    """A session for the ONNX graph in ``graph``; ONNX Runtime itself prints nothing but fatal errors.
+
+    Raises:
+        BackendError: if the graph does not load.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=[provider])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise BackendError(f"ONNX Runtime cannot load the graph: {first_line(error)}") from error
 
 
 def _cuda_unavailable() -> str | None:
@@ -87,5 +98,6 @@ def _cuda_unavailable() -> str | None:
     return None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an exception's words, for a message; its type if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
