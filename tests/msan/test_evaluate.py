@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,29 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from skimage.metrics import peak_signal_noise_ratio
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from msan.blurset import BlurredPair, fixed_blur_set
-from msan.datasets import DatasetError
-from msan.evaluate import Evaluation, PictureScore, deblur_with_network, evaluate, save_scores
+from msan.evaluate import (
+    Evaluation,
+    Metric,
+    PictureScore,
+    Skipped,
+    SsimName,
+    deblur_with_network,
+    evaluate,
+    metrics_of,
+)
+from msan.evaluation_sets import EvaluationLayout, EvaluationSet, MeasuredPair, OnBad
+from msan.methods import Method, MethodKind
 from msan.metrics import psnr_db
 from msan.network import MsanNetwork, start_as_identity
+from msan.readers import DatasetError
 from msan.spec import ModelSpec
+from msan.ssim import ssim_matlab3d
 from msan_runtime.contract import PictureArray
-from msan_runtime.errors import ContractError, PictureError
+from msan_runtime.errors import BackendError, ContractError, PictureError
 
 TINY = ModelSpec(stages=2, base_channels=4, resblocks=1)
 
@@ -39,8 +52,9 @@ def grey(level: int) -> PictureArray:
     return np.full((8, 8, 3), level, np.uint8)
 
 
-def pair(name: str, *, blurred: int, sharp: int = 100) -> BlurredPair:
-    return BlurredPair(name=name, blurred=grey(blurred), sharp=grey(sharp), length_px=5.0)
+def smooth(height: int, width: int, seed: int) -> PictureArray:
+    coarse = Image.fromarray(noise(height // 8, width // 8, seed))
+    return np.array(coarse.resize((width, height), Image.Resampling.BICUBIC))
 
 
 @pytest.fixture
@@ -146,36 +160,178 @@ def test_pictures_too_small_or_damaged_for_the_blur_set_are_named(tmp_path: Path
         list(fixed_blur_set([broken]))
 
 
+@dataclass(frozen=True, kw_only=True)
+class GreySet(EvaluationSet):
+    """Flat pictures held in memory; of a name in ``bad`` the pair cannot be read."""
+
+    pairs_held: tuple[MeasuredPair, ...]
+    bad: frozenset[str] = frozenset()
+    laid_out: EvaluationLayout = "pairs"
+
+    @property
+    def layout(self) -> EvaluationLayout:
+        return self.laid_out
+
+    @property
+    def split(self) -> None:
+        return None
+
+    @property
+    def all_files(self) -> tuple[tuple[str, Path], ...]:
+        return tuple((pair.name, pair.file) for pair in self.pairs_held)
+
+    def pairs(self, *, on_bad: OnBad | None = None) -> Iterator[MeasuredPair]:
+        for held in self.pairs_held:
+            if held.name not in self.bad:
+                yield held
+            elif on_bad is None:
+                raise DatasetError(f"{held.name} is bad")
+            else:
+                on_bad(held.name, "is bad")
+
+
+def pair(name: str, *, blurred: int, sharp: int = 100) -> MeasuredPair:
+    return MeasuredPair(name=name, file=Path(f"{name}.png"), blurred=grey(blurred), sharp=grey(sharp))
+
+
+def grey_set(*pairs: MeasuredPair, **fields: Any) -> GreySet:
+    return GreySet(name="grey", root=Path(), pairs_held=pairs, **fields)
+
+
+def method(deblur: Callable[[PictureArray], PictureArray], kind: MethodKind = "checkpoint") -> Method:
+    return Method(label="m", source="m", kind=kind, deblur=lambda pair: deblur(pair.blurred))
+
+
 def test_pictures_that_got_worse_are_counted() -> None:
-    pairs = [pair("better", blurred=110), pair("same", blurred=90), pair("worse", blurred=104)]
+    chosen = grey_set(pair("better", blurred=110), pair("same", blurred=90), pair("worse", blurred=104))
     after = {110: 102, 90: 90, 104: 120}
-    seen: list[PictureScore] = []
-    result = evaluate(pairs, lambda picture: grey(after[int(picture[0, 0, 0])]), on_score=seen.append)
+    seen: list[tuple[PictureScore, MeasuredPair, int]] = []
+    result = evaluate(
+        chosen,
+        method(lambda picture: grey(after[int(picture[0, 0, 0])])),
+        ssim=(),
+        on_picture=lambda score, pair, deblurred: seen.append((score, pair, int(deblurred[0, 0, 0]))),
+    )
     assert result.worse == 1
     assert [score.name for score in result.scores] == ["better", "same", "worse"]
-    assert tuple(seen) == result.scores
+    assert [one[0] for one in seen] == list(result.scores)
+    assert [one[1] for one in seen] == list(chosen.pairs_held)
+    assert [one[2] for one in seen] == [102, 90, 120]
     gains = [20 * math.log10(10 / 2), 0.0, 20 * math.log10(4 / 20)]
     assert [score.gain_db for score in result.scores] == pytest.approx(gains)
     assert result.gain_db == pytest.approx(sum(gains) / 3)
-    assert result.blurred_db == pytest.approx(np.mean([20 * math.log10(255 / d) for d in (10, 10, 4)]))
-    assert result.deblurred_db == pytest.approx(np.mean([20 * math.log10(255 / d) for d in (2, 10, 20)]))
+    assert result.blurred("psnr_db") == pytest.approx(np.mean([20 * math.log10(255 / d) for d in (10, 10, 4)]))
+    assert result.deblurred("psnr_db") == pytest.approx(np.mean([20 * math.log10(255 / d) for d in (2, 10, 20)]))
 
 
-def test_scores_are_saved_as_json(tmp_path: Path) -> None:
-    result = evaluate([pair("a", blurred=110), pair("b", blurred=104)], lambda picture: picture + np.uint8(1))
-    save_scores(result, tmp_path / "scores.json", "msan-s")
-    body = json.loads((tmp_path / "scores.json").read_text())
-    assert (body["model"], body["pictures"], body["worse"], body["blur_set_version"]) == ("msan-s", 2, 2, 1)
-    assert body["gain_db"] == pytest.approx(result.gain_db)
-    assert [s["name"] for s in body["scores"]] == ["a", "b"]
-    assert body["scores"][0]["gain_db"] == pytest.approx(result.scores[0].gain_db)
+def test_equal_pictures_are_infinitely_good_and_gain_nothing_over_themselves() -> None:
+    result = evaluate(grey_set(pair("a", blurred=100), pair("b", blurred=90)), method(lambda _: grey(100)), ssim=())
+    assert [score.gain_db for score in result.scores] == [0, math.inf]
+    assert (result.blurred("psnr_db"), result.deblurred("psnr_db"), result.gain_db) == (math.inf, math.inf, 0)
+    assert result.worse == 0
+
+
+def test_each_metric_is_measured_as_its_own_module_does() -> None:
+    sharp, blurred, deblurred = (smooth(48, 56, seed) for seed in (1, 2, 3))
+    one = MeasuredPair(name="a", file=Path("a.png"), blurred=blurred, sharp=sharp)
+    result = evaluate(grey_set(one), method(lambda _: deblurred))
+    (scores,) = result.scores
+    assert scores.size == (48, 56)
+    for picture, found in ((blurred, scores.blurred), (deblurred, scores.deblurred)):
+        assert found == {
+            "psnr_db": pytest.approx(peak_signal_noise_ratio(sharp, picture, data_range=255)),
+            "ssim_skimage": pytest.approx(structural_similarity(sharp, picture, channel_axis=2, data_range=255)),
+            "ssim_matlab3d": ssim_matlab3d(picture, sharp),
+        }
+
+
+@pytest.mark.parametrize(
+    ("layout", "ssim", "metrics"),
+    [
+        ("gopro", ("matlab3d", "skimage"), ("psnr_db", "ssim_matlab3d", "ssim_skimage")),
+        ("blur-set", ("skimage",), ("psnr_db", "ssim_skimage")),
+        ("hide", ("matlab3d",), ("psnr_db", "ssim_matlab3d")),
+        ("pairs", (), ("psnr_db",)),
+        ("realblur-j", ("skimage",), ("psnr_db", "ssim_skimage", "aligned_psnr_db", "aligned_ssim")),
+        ("realblur-r", (), ("psnr_db", "aligned_psnr_db")),
+    ],
+)
+def test_what_is_measured_follows_from_the_data_set_and_the_ssim_asked_for(
+    layout: EvaluationLayout, ssim: tuple[SsimName, ...], metrics: tuple[Metric, ...]
+) -> None:
+    assert metrics_of(grey_set(pair("a", blurred=90), laid_out=layout), ssim) == metrics
+
+
+def test_realblur_is_measured_after_alignment() -> None:
+    """A picture shifted by 3 px: unaligned it is poor, aligned it is good."""
+    scene = smooth(120, 140, 5)
+    sharp, shifted = np.ascontiguousarray(scene[8:-8, 8:-8]), np.ascontiguousarray(scene[11:-5, 11:-5])
+    one = MeasuredPair(name="a", file=Path("a.png"), blurred=shifted, sharp=sharp)
+    result = evaluate(grey_set(one, laid_out="realblur-j"), method(lambda _: sharp), ssim=("skimage",))
+    (scores,) = result.scores
+    assert scores.blurred["aligned_psnr_db"] > scores.blurred["psnr_db"] + 10
+    assert scores.blurred["aligned_ssim"] > 0.97 > scores.blurred["ssim_skimage"]
+    gain = scores.deblurred["aligned_psnr_db"] - scores.blurred["aligned_psnr_db"]
+    assert result.quoted_gain_db == scores.quoted_gain_db == pytest.approx(gain)
+    assert result.gain_db == math.inf
+
+
+def test_the_first_picture_is_run_once_to_warm_up_and_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that only the network moves: 9 s its first run, then 20 and 30 ms."""
+    durations, runs, now = iter((9.0, 0.02, 0.03)), list[int](), [0.0]
+
+    def deblur(picture: PictureArray) -> PictureArray:
+        runs.append(int(picture[0, 0, 0]))
+        now[0] += next(durations)
+        return picture
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    result = evaluate(grey_set(pair("a", blurred=90), pair("b", blurred=91)), method(deblur), ssim=())
+    assert runs == [90, 90, 91]
+    assert result.times_ms == pytest.approx((20, 30))
+
+
+def test_results_made_before_are_not_timed() -> None:
+    result = evaluate(grey_set(pair("a", blurred=90)), method(lambda picture: picture, "results"), ssim=())
+    assert result.times_ms == ()
+
+
+def test_a_bad_picture_stops_or_is_skipped_and_counted() -> None:
+    chosen = grey_set(pair("a", blurred=90), pair("b", blurred=90), bad=frozenset("a"))
+    same = method(lambda picture: picture)
+    with pytest.raises(DatasetError, match="a is bad"):
+        evaluate(chosen, same, ssim=())
+    told: list[tuple[str, str]] = []
+    result = evaluate(chosen, same, ssim=(), skip_bad=True, on_skipped=lambda *words: told.append(words))
+    assert [score.name for score in result.scores] == ["b"]
+    assert result.skipped == (Skipped(name="a", reason="is bad"),)
+    assert told == [("a", "is bad")]
+
+
+def test_a_picture_that_cannot_be_measured_is_named() -> None:
+    """Flat pictures cannot be aligned."""
+    chosen = grey_set(pair("flat", blurred=90), laid_out="realblur-j")
+    same = method(lambda picture: picture)
+    with pytest.raises(DatasetError, match=r"grey, flat \(flat\.png\): "):
+        evaluate(chosen, same, ssim=())
+    with pytest.raises(DatasetError, match="no picture of grey could be measured"):
+        evaluate(chosen, same, ssim=(), skip_bad=True)
+
+
+def test_a_network_that_fails_is_never_skipped() -> None:
+    def fail(_: PictureArray) -> PictureArray:
+        raise BackendError("out of memory")
+
+    with pytest.raises(BackendError, match="out of memory"):
+        evaluate(grey_set(pair("a", blurred=90)), method(fail), ssim=(), skip_bad=True)
 
 
 def test_a_mean_of_scores_does_not_depend_on_their_order() -> None:
     values = [random.Random(0).uniform(20, 40) for _ in range(4)]
-    scores = [PictureScore(name="", length_px=2, blurred_db=v, deblurred_db=v + 1) for v in values]
-    means = {Evaluation(scores=order).blurred_db for order in itertools.permutations(scores)}
-    assert len(means) == 1
+    scores = [PictureScore(name="", size=(8, 8), blurred={"psnr_db": v}, deblurred={"psnr_db": v + 1}) for v in values]
+    chosen = grey_set(pair("a", blurred=90))
+    orders = itertools.permutations(scores)
+    assert len({Evaluation(measured_set=chosen, scores=order).blurred("psnr_db") for order in orders}) == 1
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1), (9, 16), (16, 23)])
