@@ -1,27 +1,27 @@
-"""Synthetic motion blur: the average, in linear light, of a picture along a camera trajectory.
+"""Synthetic motion blur: the average, in linear light, of a picture seen along a camera trajectory.
 
-A trajectory is a T×3 tensor of camera poses at T instants, spread evenly over the exposure:
-shift down (px), shift right (px), roll (rad, about the picture's centre). Its mean is zero,
-so that the sharp picture sits at the blur's centroid.
+A trajectory is a T×4 tensor of camera poses at T instants, spread evenly over the exposure: shift
+down (px), shift right (px), roll (rad) and log scale, both about the picture's centre. Under the pose
+(d, r, φ, z) the pixel at p shows what lies at exp(z)·R(φ)·p + (d, r); T×3 stands for z = 0.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = [
-    "BlurSpec",
-    "blur_along",
-    "linear_from_srgb",
-    "max_shift_px",
-    "random_trajectories",
-    "srgb_from_linear",
-]
+from msan_runtime.errors import MsanError
+
+__all__ = ["BlurError", "BlurSpec", "blur_along", "frames_along", "linear_from_srgb", "srgb_from_linear"]
+
+
+class BlurError(MsanError):
+    """A synthetic blur that cannot be made: its numbers, or a picture that it does not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,32 +29,45 @@ class BlurSpec:
     """What blur to draw.
 
     Attributes:
-        length_px: shortest and longest path that the camera travels in an exposure, in pixels.
+        length_px: shortest and longest path that the camera, or a moving region, travels in an exposure.
         roll_px: largest displacement by camera roll, in pixels, 400 px from the picture's centre.
+        zoom_px: largest displacement by camera motion along its axis, in pixels, 400 px from the centre.
         wander: how far the path bends: standard deviation of the change of heading in an exposure, rad.
         noise_levels: largest standard deviation of the Gaussian noise after the blur, in 8-bit levels.
-        sharp_share: share of pictures that get (next to) no blur, so that sharp input stays sharp.
+        sharp_share: share of pictures that get (next to) no camera blur, so that sharp input stays sharp.
         instants: poses averaged in an exposure; at least ``length_px`` of them leaves no ghosts.
+        moving_share: share of pictures in which one or two regions move on their own.
+        jpeg_share: share of pictures that go through JPEG after the noise.
+        jpeg_quality: lowest and highest JPEG quality, 1 to 100 on libjpeg's scale.
+
+    Raises:
+        BlurError: for a number out of range, or of another type.
     """
 
     length_px: tuple[float, float] = (1.0, 18.0)
     roll_px: float = 2.0
+    zoom_px: float = 2.0
     wander: float = 2.0
     noise_levels: float = 2.0
     sharp_share: float = 0.1
     instants: int = 25
+    moving_share: float = 0.2
+    jpeg_share: float = 0.2
+    jpeg_quality: tuple[int, int] = (60, 95)
 
     def __post_init__(self) -> None:
-        low, high = self.length_px
-        if not 0 <= low <= high:
-            raise ValueError(f"length_px must be 0 <= shortest <= longest, not {self.length_px}")
-        if self.instants < 2:
-            raise ValueError(f"instants must be at least 2, not {self.instants}")
-        if not 0 <= self.sharp_share <= 1:
-            raise ValueError(f"sharp_share must lie in [0, 1], not {self.sharp_share}")
-        for name in ("roll_px", "wander", "noise_levels"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if not _ordered(self.length_px, float, 0, math.inf):
+            raise BlurError(f"length_px must be (shortest, longest), 0 <= shortest <= longest, not {self.length_px!r}")
+        if not _ordered(self.jpeg_quality, int, 1, 100):
+            raise BlurError(f"jpeg_quality must be (lowest, highest), whole, 1 to 100, not {self.jpeg_quality!r}")
+        if not (_is_number(self.instants, int) and self.instants >= 2):
+            raise BlurError(f"instants must be a whole number of at least 2, not {self.instants!r}")
+        for name in ("roll_px", "zoom_px", "wander", "noise_levels"):
+            if not (_is_number(getattr(self, name), float) and getattr(self, name) >= 0):
+                raise BlurError(f"{name} must be a number of at least 0, not {getattr(self, name)!r}")
+        for name in ("sharp_share", "moving_share", "jpeg_share"):
+            if not (_is_number(getattr(self, name), float) and 0 <= getattr(self, name) <= 1):
+                raise BlurError(f"{name} must lie in [0, 1], not {getattr(self, name)!r}")
 
 
 def linear_from_srgb(srgb: Tensor) -> Tensor:
@@ -68,34 +81,6 @@ def srgb_from_linear(linear: Tensor) -> Tensor:
     return torch.where(linear <= 0.0031308, linear * 12.92, 1.055 * power - 0.055)
 
 
-def random_trajectories(count: int, spec: BlurSpec, generator: torch.Generator) -> Tensor:
-    """``count`` random camera trajectories: float32, count×T×3 (see the module), mean zero.
-
-    The heading turns as a Brownian path with drift and the speed varies smoothly; the path is
-    then scaled to a length drawn evenly from ``spec.length_px``, or to under half a pixel for a
-    share ``spec.sharp_share``.
-    """
-    steps = spec.instants - 1
-    length = _uniform((count, 1, 1), spec.length_px, generator)
-    nearly_sharp = torch.rand((count, 1, 1), generator=generator) < spec.sharp_share
-    length = torch.where(nearly_sharp, _uniform((count, 1, 1), (0.0, 0.5), generator), length)
-    heading = _heading(count, steps, spec.wander, generator)
-    speed = torch.exp(0.5 * _smooth_noise(count, steps, generator))
-    velocity = torch.stack((speed * heading.sin(), speed * heading.cos()), 2)
-    velocity = velocity * (length / speed.sum(1).reshape(count, 1, 1))
-    roll_rate = _smooth_noise(count, steps, generator) / steps
-    roll_scale = spec.roll_px / 400 * torch.rand((count, 1), generator=generator) * (~nearly_sharp[:, :, 0])
-    velocity = torch.cat((velocity, (roll_rate * roll_scale).unsqueeze(2)), 2)
-    path = F.pad(velocity.cumsum(1), (0, 0, 1, 0))
-    return path - path.mean(1, keepdim=True)
-
-
-def max_shift_px(trajectories: Tensor, reach_px: float) -> int:
-    """Whole pixels by which any point within ``reach_px`` of the picture's centre is displaced at most."""
-    shift = trajectories[..., :2].norm(dim=-1) + trajectories[..., 2].abs() * reach_px
-    return math.ceil(float(shift.max()))
-
-
 def blur_along(
     srgb: Tensor,
     trajectories: Tensor,
@@ -107,54 +92,73 @@ def blur_along(
 
     Args:
         srgb: N×3×H×W, float32 sRGB in [0, 1].
-        trajectories: N×T×3, one trajectory a picture.
+        trajectories: N×T×4 or N×T×3, one trajectory a picture.
         margin_px: border to cut off, so that a crop with a margin gives a blur without edge effects.
             What lies outside the picture is its replicated edge.
         offset_px: N×2, (down, right) from the centre of the whole picture to the centre of this
-            crop of it: camera roll turns about the former. Zero if left out.
+            crop of it: the camera rolls about, and moves towards, the former. Zero if left out.
 
     Returns:
-        N×3×(H - 2·margin)×(W - 2·margin), float32 sRGB in [0, 1].
+        N×3×(H - 2·margin)×(W - 2·margin), float32 sRGB in [0, 1], on the device of ``srgb``.
     """
-    count, _, height, width = srgb.shape
-    offset = torch.zeros(count, 2) if offset_px is None else offset_px
-    linear = linear_from_srgb(srgb)
-    rows = torch.arange(margin_px, height - margin_px) - (height - 1) / 2
-    columns = torch.arange(margin_px, width - margin_px) - (width - 1) / 2
-    total = torch.zeros(count, 3, len(rows), len(columns))
-    for pose in trajectories.unbind(1):
-        down, right = _displaced(rows, columns, offset, pose)
-        grid = torch.stack((right * (2 / width), down * (2 / height)), 3)
-        total += F.grid_sample(linear, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    frames = frames_along(linear_from_srgb(srgb), trajectories, margin_px=margin_px, offset_px=offset_px)
+    total = next(frames)
+    for frame in frames:
+        total += frame
     return srgb_from_linear((total / trajectories.shape[1]).clamp(0, 1))
 
 
-def _displaced(rows: Tensor, columns: Tensor, offset: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each pixel (down, right of the crop's centre) looks under ``pose``: two N×H×W tensors."""
-    down = rows.reshape(1, -1, 1) + offset[:, 0].reshape(-1, 1, 1)
-    right = columns.reshape(1, 1, -1) + offset[:, 1].reshape(-1, 1, 1)
-    cosine, sine = pose[:, 2].cos().reshape(-1, 1, 1), pose[:, 2].sin().reshape(-1, 1, 1)
-    shift = pose[:, :2] - offset
-    turned_down = cosine * down + sine * right + shift[:, 0].reshape(-1, 1, 1)
-    turned_right = cosine * right - sine * down + shift[:, 1].reshape(-1, 1, 1)
-    return turned_down, turned_right
+def frames_along(
+    pictures: Tensor,
+    trajectories: Tensor,
+    *,
+    margin_px: int = 0,
+    offset_px: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """What is seen at each instant: T times N×C×(H - 2·margin)×(W - 2·margin), float32, bilinear.
+
+    Takes what ``blur_along`` takes, with any number of channels. A picture's frames do not depend
+    on the pictures beside it: on the CPU to the bit.
+    """
+    height, width = pictures.shape[2:]
+    device = pictures.device
+    offset = torch.zeros(len(pictures), 2) if offset_px is None else offset_px.to(trajectories.device)
+    poses = torch.cat((_turns(trajectories), trajectories[..., :2] - offset[:, None]), 2).to(device)
+    rows = torch.arange(margin_px, height - margin_px, device=device) - (height - 1) / 2
+    columns = torch.arange(margin_px, width - margin_px, device=device) - (width - 1) / 2
+    offset = offset.to(device)
+    down = (rows + offset[:, :1])[:, :, None]
+    right = (columns + offset[:, 1:])[:, None]
+    for pose in poses[..., None, None].unbind(1):
+        cosine, sine, shift_down, shift_right = pose.unbind(1)
+        looked_down = (cosine * down + sine * right).add_(shift_down).mul_(2 / height)
+        looked_right = (cosine * right - sine * down).add_(shift_right).mul_(2 / width)
+        grid = torch.stack((looked_right, looked_down), 3)
+        yield F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _uniform(shape: tuple[int, ...], bounds: tuple[float, float], generator: torch.Generator) -> Tensor:
-    low, high = bounds
-    return low + (high - low) * torch.rand(shape, generator=generator)
+def _turns(trajectories: Tensor) -> Tensor:
+    """N×T×2: cosine and sine of the roll, times the scale."""
+    roll = trajectories[..., 2]
+    turns = torch.stack((_one_by_one(torch.cos, roll), _one_by_one(torch.sin, roll)), 2)
+    return turns * _one_by_one(torch.exp, trajectories[..., 3])[..., None] if trajectories.shape[2] == 4 else turns
 
 
-def _smooth_noise(count: int, steps: int, generator: torch.Generator) -> Tensor:
-    """count×steps of unit variance, smooth over about a third of the exposure."""
-    knots = torch.randn((count, 1, 5), generator=generator)
-    return F.interpolate(knots, steps, mode="linear", align_corners=True)[:, 0]
+def _one_by_one(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """``function`` of each value by itself: over many at once its last bit may depend on a value's place."""
+    return torch.stack([function(value) for value in values.flatten().unbind()]).reshape(values.shape)
 
 
-def _heading(count: int, steps: int, wander: float, generator: torch.Generator) -> Tensor:
-    """count×steps headings in rad: any first direction, then a Brownian path with drift."""
-    first = _uniform((count, 1), (0.0, 2 * math.pi), generator)
-    amount = wander * torch.rand((count, 1), generator=generator)
-    turns = torch.randn((count, steps), generator=generator) / math.sqrt(steps)
-    drift = torch.randn((count, 1), generator=generator) / steps
-    return first + amount * (turns + drift).cumsum(1)
+def _is_number(value: object, kind: type[float]) -> bool:
+    """Whether ``value`` is a finite number; a whole one for ``kind`` int."""
+    if isinstance(value, float):
+        return kind is float and math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _ordered(pair: object, kind: type[float], least: float, most: float) -> bool:
+    """Whether ``pair`` is a tuple of two such numbers, the smaller first, within bounds."""
+    if not isinstance(pair, tuple) or len(pair) != 2 or not all(_is_number(value, kind) for value in pair):
+        return False
+    low, high = pair
+    return least <= low <= high <= most

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msan.blur import BlurSpec, blur_along, random_trajectories
-from msan.datasets import DatasetError
+from msan.blur import BlurSpec, blur_along
+from msan.readers import DatasetError
+from msan.trajectories import random_trajectories
 from msan_runtime.contract import PictureArray
 from msan_runtime.image import read_picture
 
@@ -26,6 +27,9 @@ __all__ = ["BLUR_SET_VERSION", "BlurredPair", "fixed_blur_set"]
 BLUR_SET_VERSION = 1
 SEED = 24101414
 LENGTH_PX = (2.0, 18.0)
+ROLL_PX = 2.0
+WANDER = 2.0
+INSTANTS = 25
 NOISE_LEVELS = 1.0
 MARGIN_PX = 20
 
@@ -60,7 +64,14 @@ def _pair(file: Path, length_px: float, generator: torch.Generator) -> BlurredPa
     if min(pixels.shape[:2]) < 2 * MARGIN_PX + 24:
         raise DatasetError(f"{file} is {pixels.shape[0]}×{pixels.shape[1]} px; the blur set needs 64 px a side")
     sharp = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
-    spec = BlurSpec(length_px=(length_px, length_px), sharp_share=0.0)
+    spec = BlurSpec(
+        length_px=(length_px, length_px),
+        roll_px=ROLL_PX,
+        zoom_px=0.0,
+        wander=WANDER,
+        sharp_share=0.0,
+        instants=INSTANTS,
+    )
     blurred = blur_along(sharp, random_trajectories(1, spec, generator), margin_px=MARGIN_PX)
     noisy = blurred + torch.randn(blurred.shape, generator=generator) * (NOISE_LEVELS / 255)
     inner = sharp[:, :, MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX]

@@ -26,7 +26,13 @@ app = typer.Typer(
 errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 EXTRA_OF_PACKAGE = {"onnxruntime": "cpu", "tensorrt_rtx": "rtx", "tensorrt": "tensorrt", "cuda": "rtx"}
-EXTRA_OF_COMMAND = {"train": "train", "evaluate": "train", "calibrate": "calib"}
+EXTRA_OF_COMMAND = {
+    "train": "train",
+    "blur": "train",
+    "curves": "train",
+    "evaluate": "train",
+    "calibrate": "calib",
+}
 HEAVY_PACKAGES = frozenset({"torch", "safetensors", "onnx", "onnxscript", "polygraphy", "google"})
 
 

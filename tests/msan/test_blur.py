@@ -1,7 +1,8 @@
-"""Synthetic blur: the sRGB curve, the average along a trajectory in linear light, and the trajectories drawn."""
+"""Synthetic blur: the sRGB curve, the average along a trajectory in linear light, and the numbers of a blur."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -11,16 +12,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 from torch import Tensor
 
-from msan.blur import (
-    BlurSpec,
-    blur_along,
-    linear_from_srgb,
-    max_shift_px,
-    random_trajectories,
-    srgb_from_linear,
-)
+from msan.blur import BlurError, BlurSpec, blur_along, linear_from_srgb, srgb_from_linear
+from msan.trajectories import max_shift_px, random_trajectories
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -48,10 +44,6 @@ def smooth_picture(height: int, width: int) -> Tensor:
     down, right = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     waves = [0.5 + 0.4 * torch.sin(down * a + right * b) for a, b in ((0.5, 0.1), (-0.2, 0.5), (0.3, 0.4))]
     return torch.stack(waves)[None]
-
-
-def path_lengths(trajectories: Tensor) -> Tensor:
-    return trajectories[:, :, :2].diff(dim=1).norm(dim=2).sum(1)
 
 
 def shifts(*poses: tuple[float, float]) -> Tensor:
@@ -83,12 +75,13 @@ def test_values_under_zero_give_no_nan() -> None:
     st.tuples(st.integers(8, 24), st.integers(8, 24)),
     st.integers(0, 1 << 30),
     st.floats(0, 400),
+    st.floats(0, 400),
 )
 def test_a_constant_picture_stays_constant_under_any_trajectory(
-    colour: tuple[float, ...], size: tuple[int, int], seed: int, roll_px: float
+    colour: tuple[float, ...], size: tuple[int, int], seed: int, roll_px: float, zoom_px: float
 ) -> None:
     constant = torch.tensor(colour).reshape(1, 3, 1, 1).expand(1, 3, *size)
-    spec = BlurSpec(length_px=(0.0, 40.0), roll_px=roll_px, instants=7)
+    spec = BlurSpec(length_px=(0.0, 40.0), roll_px=roll_px, zoom_px=zoom_px, instants=7)
     blurred = blur_along(constant, random_trajectories(1, spec, seeded(seed)))
     assert float((blurred - constant).abs().max()) < 1e-5
 
@@ -133,11 +126,45 @@ def test_a_quarter_roll_turns_the_picture_about_its_centre(side: int) -> None:
     assert float((turned - torch.rot90(sharp, 1, (2, 3))).abs().max()) < 1e-4
 
 
+@settings(deadline=None, max_examples=25)
+@given(
+    st.tuples(st.floats(-6, 6), st.floats(-6, 6), st.floats(-3, 3), st.floats(-0.7, 0.7)),
+    st.tuples(st.integers(5, 30), st.integers(5, 30)),
+)
+def test_a_pose_is_scipys_affine_transform(pose: tuple[float, ...], size: tuple[int, int]) -> None:
+    sharp = picture(*size)
+    down, right, roll, log_scale = pose
+    matrix = math.exp(log_scale) * np.array([[math.cos(roll), math.sin(roll)], [-math.sin(roll), math.cos(roll)]])
+    centre = (np.array(size) - 1) / 2
+    offset = centre + np.array((down, right)) - matrix @ centre
+    linear = iec_linear(sharp[0].double().numpy())
+    # Replicated edges; bilinear.
+    seen = [ndimage.affine_transform(c, matrix, offset.tolist(), order=1, mode="nearest") for c in linear]
+    ours = iec_linear(blur_along(sharp, torch.tensor([[pose]]))[0].double().numpy())
+    np.testing.assert_allclose(ours, np.stack(seen), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_an_even_pan_is_a_box_average_in_linear_light(axis: int) -> None:
+    sharp, reach = picture(20, 26), 3
+    steps = torch.arange(-reach, reach + 1.0)
+    trajectory = torch.zeros(1, 2 * reach + 1, 4)
+    trajectory[0, :, axis] = steps
+    box = ndimage.uniform_filter1d(iec_linear(sharp.double().numpy()), 2 * reach + 1, axis=2 + axis, mode="nearest")
+    np.testing.assert_allclose(blur_along(sharp, trajectory).numpy(), iec_srgb(box), rtol=0, atol=1e-4)
+
+
+def test_a_trajectory_without_scale_has_scale_one() -> None:
+    sharp = picture(12, 15, count=2)
+    trajectories = random_trajectories(2, BlurSpec(zoom_px=0.0, instants=5), seeded())
+    assert torch.equal(blur_along(sharp, trajectories), blur_along(sharp, trajectories[:, :, :3]))
+
+
 @pytest.mark.parametrize(("top", "left"), [(0, 0), (30, 5), (25, 61), (63, 0)])
 def test_a_crop_blurred_at_its_offset_is_the_crop_of_the_blurred_picture(top: int, left: int) -> None:
     height, width, side, margin = 100, 120, 37, 12
     whole = smooth_picture(height, width)
-    trajectory = torch.tensor([[(-3.0, 1.0, -0.08), (0.3, -1.7, 0.02), (2.6, 0.5, 0.06)]])
+    trajectory = torch.tensor([[(-3.0, 1.0, -0.04, 0.03), (0.3, -1.7, 0.02, -0.01), (2.6, 0.5, 0.03, -0.04)]])
     assert max_shift_px(trajectory, math.hypot(height, width) / 2) < margin
     crop = whole[:, :, top : top + side, left : left + side]
     offset = torch.tensor([[top + side / 2 - height / 2, left + side / 2 - width / 2]])
@@ -150,7 +177,7 @@ def test_a_crop_blurred_at_its_offset_is_the_crop_of_the_blurred_picture(top: in
 
 def test_pictures_of_a_batch_have_their_own_trajectory_and_offset() -> None:
     sharp = picture(24, 24, count=3)
-    trajectories = random_trajectories(3, BlurSpec(roll_px=20.0), seeded(2))
+    trajectories = random_trajectories(3, BlurSpec(roll_px=20.0, zoom_px=20.0), seeded(2))
     offsets = torch.tensor([[0.0, 0.0], [30.0, -50.0], [-7.0, 9.0]])
     together = blur_along(sharp, trajectories, margin_px=2, offset_px=offsets)
     assert together.shape == (3, 3, 20, 20)
@@ -160,69 +187,41 @@ def test_pictures_of_a_batch_have_their_own_trajectory_and_offset() -> None:
         assert float((together[one] - alone).abs().max()) < 1e-6
 
 
-@pytest.mark.parametrize("length_px", [(0.0, 0.0), (1.0, 18.0), (7.0, 7.0)])
-@pytest.mark.parametrize("instants", [2, 25])
-def test_trajectories_have_mean_zero_and_a_length_within_bounds(length_px: tuple[float, float], instants: int) -> None:
-    spec = BlurSpec(length_px=length_px, sharp_share=0, instants=instants)
-    trajectories = random_trajectories(200, spec, seeded())
-    assert trajectories.shape == (200, instants, 3)
-    assert trajectories.dtype == torch.float32
-    assert float(trajectories.mean(1).abs().max()) < 1e-5
-    lengths = path_lengths(trajectories)
-    assert float(lengths.min()) >= length_px[0] - 1e-3
-    assert float(lengths.max()) <= length_px[1] + 1e-3
-
-
-def test_lengths_are_spread_evenly() -> None:
-    lengths = path_lengths(random_trajectories(2000, BlurSpec(length_px=(2.0, 18.0), sharp_share=0), seeded()))
-    counts = torch.histc(lengths, 4, 2, 18)
-    assert float((counts / 500 - 1).abs().max()) < 0.15
-
-
-def test_trajectories_follow_from_the_seed() -> None:
-    spec = BlurSpec()
-    first = random_trajectories(4, spec, seeded(3))
-    torch.manual_seed(99)
-    assert torch.equal(random_trajectories(4, spec, seeded(3)), first)
-    assert not torch.equal(random_trajectories(4, spec, seeded(4)), first)
-
-
-def test_all_pictures_may_be_all_but_sharp() -> None:
-    trajectories = random_trajectories(200, BlurSpec(sharp_share=1, roll_px=50), seeded())
-    assert float(path_lengths(trajectories).max()) < 0.5
-    assert not trajectories[:, :, 2].any()
-
-
-def test_the_share_of_sharp_pictures_is_kept() -> None:
-    spec = BlurSpec(length_px=(5.0, 18.0), sharp_share=0.25)
-    sharp = path_lengths(random_trajectories(2000, spec, seeded())) < 0.5
-    assert float(sharp.float().mean()) == pytest.approx(0.25, abs=0.04)
-
-
-@settings(deadline=None, max_examples=25)
-@given(st.integers(0, 1 << 30), st.floats(0, 500), st.floats(0, 2 * math.pi))
-def test_max_shift_bounds_how_far_any_point_is_displaced(seed: int, reach_px: float, angle: float) -> None:
-    trajectory = random_trajectories(1, BlurSpec(roll_px=40.0), seeded(seed))
-    point = complex(reach_px * math.cos(angle), reach_px * math.sin(angle))
-    poses = trajectory[0].double().numpy()
-    displaced = np.abs(point * np.exp(1j * poses[:, 2]) - point + poses[:, 0] + 1j * poses[:, 1])
-    assert float(displaced.max()) <= max_shift_px(trajectory, reach_px) + 1e-3
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"length_px": (-1.0, 2.0)}, r"length_px .*\(-1.0, 2.0\)"),
         ({"length_px": (3.0, 2.0)}, r"length_px .*\(3.0, 2.0\)"),
         ({"length_px": (math.nan, 2.0)}, "length_px"),
+        ({"length_px": (1.0, math.inf)}, "length_px"),
+        ({"length_px": (1.0, 2.0, 3.0)}, "length_px"),
+        ({"length_px": 7.0}, "length_px .* not 7.0"),
+        ({"length_px": ("1", "2")}, "length_px"),
+        ({"jpeg_quality": (0, 50)}, "jpeg_quality"),
+        ({"jpeg_quality": (50, 101)}, "jpeg_quality"),
+        ({"jpeg_quality": (60, 50)}, "jpeg_quality"),
+        ({"jpeg_quality": (50.5, 60.5)}, "jpeg_quality"),
         ({"instants": 1}, "instants .* not 1"),
+        ({"instants": 2.5}, "instants .* not 2.5"),
+        ({"instants": True}, "instants .* not True"),
         ({"sharp_share": 1.5}, "sharp_share .* not 1.5"),
         ({"sharp_share": -0.1}, "sharp_share .* not -0.1"),
+        ({"moving_share": math.nan}, "moving_share .* not nan"),
+        ({"jpeg_share": "often"}, "jpeg_share .* not 'often'"),
         ({"roll_px": -2.0}, "roll_px .* not -2.0"),
+        ({"zoom_px": -2.0}, "zoom_px .* not -2.0"),
+        ({"zoom_px": math.inf}, "zoom_px .* not inf"),
         ({"wander": -1.0}, "wander .* not -1.0"),
+        ({"noise_levels": True}, "noise_levels .* not True"),
         ({"noise_levels": math.nan}, "noise_levels .* not nan"),
     ],
 )
 def test_impossible_blur_is_refused_with_the_value_seen(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(BlurError, match=message) as caught:
         BlurSpec(**values)
+    assert caught.value.exit_code == 2
+
+
+def test_whole_numbers_do_for_fractions() -> None:
+    spec = BlurSpec(length_px=(1, 18), roll_px=2, sharp_share=0, moving_share=1)
+    assert BlurSpec(**dataclasses.asdict(spec)) == spec
