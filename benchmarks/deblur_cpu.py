@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+from machine import describe_machine
 
 from msan_runtime import Deblurrer
 from msan_runtime.bundle import Bundle
@@ -59,9 +56,7 @@ def measure(bundle: str, height: int, width: int, rounds: int) -> dict[str, Any]
         "milliseconds": {name: round(statistics.median(times), 1) for name, times in times_ms.items()},
         "deblurrer_over_bare_fp32": _ratio(times_ms["deblurrer"], times_ms["bare_fp32"]),
         "bare_fp16_over_bare_fp32": _ratio(times_ms["bare_fp16"], times_ms["bare_fp32"]),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()},
-        "versions": {name: version(name) for name in ("msan", "numpy", "onnxruntime")},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": describe_machine(("msan", "numpy", "onnxruntime")),
     }
 
 
@@ -91,14 +86,6 @@ def _interleaved(variants: dict[str, Callable[[], object]], rounds: int) -> dict
 
 def _ratio(times_ms: list[float], base_ms: list[float]) -> float:
     return round(statistics.median(a / b for a, b in zip(times_ms, base_ms, strict=True)), 3)
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        return names[0] if names else platform.machine()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

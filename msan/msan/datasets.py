@@ -1,125 +1,165 @@
-"""Training samples: random crops of sharp pictures, and the same crops motion-blurred."""
+"""Training samples: crops of sharp pictures to be blurred and of real pairs, each a function of seed and index."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import lru_cache
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from msan.blur import BlurSpec, blur_along, random_trajectories
-from msan_runtime.errors import MsanError, PictureError
-from msan_runtime.image import find_pictures, read_picture
+from msan.degrade import degrade, margin_px
+from msan.pictures import Fetched, PictureStore
+from msan.recipe import TrainConfig
 
-__all__ = ["BlurredCrops", "DatasetError", "load_pictures", "picture_files"]
-
-
-class DatasetError(MsanError):
-    """A folder of training pictures that cannot be trained on."""
-
-
-def picture_files(folder: Path) -> list[Path]:
-    """Every picture file under ``folder``, sorted by its path in it.
-
-    Raises:
-        DatasetError: if there is no such folder, or no picture in it.
-    """
-    if not folder.is_dir():
-        raise DatasetError(f"no folder of pictures at {folder}")
-    files = find_pictures(folder)
-    if not files:
-        raise DatasetError(f"no JPEG, PNG, WebP or TIFF picture under {folder}")
-    return files
-
-
-def load_pictures(files: Sequence[Path], *, long_side_px: int, short_side_px: int) -> list[Tensor]:
-    """Decode pictures to uint8 3×H×W tensors, shrunk to ``long_side_px`` at most.
-
-    Shrinking a photograph makes it sharper to the pixel. Pictures whose shorter side is then
-    under ``short_side_px`` are left out.
-
-    Raises:
-        DatasetError: for a picture that cannot be decoded, or if none is large enough.
-    """
-    pictures = [_load(file, long_side_px) for file in files]
-    large = [p for p in pictures if min(p.shape[1:]) >= short_side_px]
-    if not large:
-        raise DatasetError(f"none of {len(files)} pictures has a side of {short_side_px} px or more")
-    return large
-
-
-def _load(file: Path, long_side_px: int) -> Tensor:
-    try:
-        pixels = read_picture(file).pixels
-    except PictureError as error:
-        raise DatasetError(f"{error}. Remove it or replace it") from error
-    rgb = Image.fromarray(pixels)
-    rgb.thumbnail((long_side_px, long_side_px), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
+__all__ = ["Batch", "Sample", "SampleSet", "collate", "gradient_energy", "tensors_from_batch"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlurredCrops:
-    """A source of (blurred, sharp) batches, each a function of (seed, step) alone.
+class Sample:
+    """One training sample, before blur and augmentation.
 
     Attributes:
-        pictures: uint8 3×H×W sharp pictures.
-        crop_px: side of the square crops.
-        batch: crops in a batch.
-        blur: what blur to draw.
-        seed: of everything random.
-        tries: crops looked at for each that is taken: the one with the most gradient energy
-            (wallpapers are mostly sky).
+        index: of the sample in the whole training.
+        name: of its picture.
+        sharp: uint8 3×S×S; with a margin for the blur to look into where ``blurred`` is to be made.
+        blurred: uint8 of the same shape, or ``None`` where it is made from ``sharp``.
+        offset_px: (down, right) from the picture's centre to the crop's.
+        turns: quarter turns of the finished sample.
+        flip: whether it is mirrored after them.
+        bad: pictures that could not be decoded on the way, name to reason.
     """
 
-    pictures: Sequence[Tensor]
-    crop_px: int
-    batch: int
-    blur: BlurSpec
-    seed: int
-    tries: int = 3
+    index: int
+    name: str
+    sharp: Tensor
+    blurred: Tensor | None
+    offset_px: tuple[float, float] = (0.0, 0.0)
+    turns: int = 0
+    flip: bool = False
+    bad: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Samples of a step, still in the data loader's memory: real pairs and crops to be blurred."""
+
+    paired: Sequence[Sample]
+    synthetic: Sequence[Sample]
 
     @property
-    def margin_px(self) -> int:
-        """Border around a crop that its blur may look into."""
-        return math.ceil(0.75 * self.blur.length_px[1] + 2 * self.blur.roll_px) + 1
+    def names(self) -> list[str]:
+        """Names of the pictures."""
+        return [sample.name for sample in (*self.paired, *self.synthetic)]
 
-    def batch_at(self, step: int) -> tuple[Tensor, Tensor]:
-        """The (blurred, sharp) batch of training step ``step``: float32 N×3×crop×crop in [0, 1].
+    @property
+    def bad(self) -> dict[str, str]:
+        """Pictures that could not be decoded, name to reason."""
+        return {name: why for sample in (*self.paired, *self.synthetic) for name, why in sample.bad.items()}
 
-        The blurred picture is rounded to 8 bits, as a file would be. Both are flipped and turned alike.
-        """
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        drawn = [self._draw(generator) for _ in range(self.batch)]
-        crops = torch.stack([crop for crop, _ in drawn]).float() / 255
-        offsets = torch.tensor([offset for _, offset in drawn])
-        trajectories = random_trajectories(self.batch, self.blur, generator)
-        blurred = blur_along(crops, trajectories, margin_px=self.margin_px, offset_px=offsets)
-        levels = self.blur.noise_levels * torch.rand((self.batch, 1, 1, 1), generator=generator)
-        noise = torch.randn(blurred.shape, generator=generator) * levels / 255
-        blurred = ((blurred + noise).clamp(0, 1) * 255).round() / 255
-        m = self.margin_px
-        sharp = crops[:, :, m:-m, m:-m]
-        return _turned(blurred, sharp, generator)
 
-    def _draw(self, generator: torch.Generator) -> tuple[Tensor, tuple[float, float]]:
-        candidates = [self._candidate(generator) for _ in range(self.tries)]
-        return max(candidates, key=lambda candidate: gradient_energy(candidate[0]))
+class SampleSet(Dataset[Sample]):
+    """Samples by their index in the whole training, from sharp pictures, real pairs, or both.
 
-    def _candidate(self, generator: torch.Generator) -> tuple[Tensor, tuple[float, float]]:
-        """A random crop with its margin, and its (down, right) offset from the picture's centre."""
-        picture = self.pictures[_randint(len(self.pictures), generator)]
-        side = self.crop_px + 2 * self.margin_px
+    Each source is gone through in a new order each epoch. Where both are given, every sample's kind
+    follows from its index, in the proportion ``config.pair_share``.
+    """
+
+    def __init__(self, config: TrainConfig, *, sharp: PictureStore | None, pairs: PictureStore | None) -> None:
+        self.config = config
+        self.sharp = sharp
+        self.pairs = pairs
+        self.margin_px = margin_px(config.blur)
+        self.pair_share = _pair_share(config, sharp, pairs)
+
+    @property
+    def pictures(self) -> int:
+        """Pictures of all sources: as many samples make an epoch."""
+        return len(self.sharp or ()) + len(self.pairs or ())
+
+    def fingerprint(self) -> str:
+        """Which pictures they are: eight hexadecimal digits each."""
+        return "".join(store.fingerprint() for store in (self.sharp, self.pairs) if store is not None)
+
+    def __getitem__(self, index: int) -> Sample:
+        generator = torch.Generator().manual_seed(_seed(self.config.seed, index))
+        before = _pairs_before(index, self.pair_share)
+        if self.pairs is not None and _pairs_before(index + 1, self.pair_share) > before:
+            return self._paired(index, _fetched(self.pairs, before, self.config.seed), generator)
+        assert self.sharp is not None
+        fetched = _fetched(self.sharp, index - before, self.config.seed + 1)
+        return self._synthetic(index, fetched, generator)
+
+    def _paired(self, index: int, fetched: Fetched, generator: torch.Generator) -> Sample:
+        blurred, sharp = fetched.pictures
+        top, left = self._place(sharp, self.config.crop_px, generator)
+        assert self.pairs is not None
+        return Sample(
+            index=index,
+            name=self.pairs.names[fetched.index],
+            sharp=_cut(sharp, top, left, self.config.crop_px),
+            blurred=_cut(blurred, top, left, self.config.crop_px),
+            turns=_randint(4, generator),
+            flip=bool(_randint(2, generator)),
+            bad=fetched.bad,
+        )
+
+    def _synthetic(self, index: int, fetched: Fetched, generator: torch.Generator) -> Sample:
+        assert self.sharp is not None
+        name = self.sharp.names[fetched.index]
+        if float(torch.rand((), generator=generator)) < self.config.flat_share:
+            flat = _flat(self.config.crop_px, generator)
+            return Sample(index=index, name="flat colour", sharp=flat, blurred=flat, bad=fetched.bad)
+        (sharp,) = fetched.pictures
+        side = self.config.crop_px + 2 * self.margin_px
+        top, left = self._place(sharp, side, generator)
+        return Sample(
+            index=index,
+            name=name,
+            sharp=_cut(sharp, top, left, side),
+            blurred=None,
+            offset_px=(top + side / 2 - sharp.shape[1] / 2, left + side / 2 - sharp.shape[2] / 2),
+            turns=_randint(4, generator),
+            flip=bool(_randint(2, generator)),
+            bad=fetched.bad,
+        )
+
+    def _place(self, picture: Tensor, side_px: int, generator: torch.Generator) -> tuple[int, int]:
+        """Top left corner of the random crop with the most gradient energy out of ``config.candidates``."""
         height, width = picture.shape[1:]
-        top = _randint(height - side + 1, generator)
-        left = _randint(width - side + 1, generator)
-        offset = (top + side / 2 - height / 2, left + side / 2 - width / 2)
-        return picture[:, top : top + side, left : left + side], offset
+        places = [
+            (_randint(height - side_px + 1, generator), _randint(width - side_px + 1, generator))
+            for _ in range(self.config.candidates)
+        ]
+        if len(places) == 1:
+            return places[0]
+        return max(places, key=lambda place: gradient_energy(_cut(picture, *place, side_px)))
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """The samples of a step by their kind; the data loader's ``collate_fn``."""
+    return Batch(
+        paired=[sample for sample in samples if sample.blurred is not None],
+        synthetic=[sample for sample in samples if sample.blurred is None],
+    )
+
+
+def tensors_from_batch(batch: Batch, config: TrainConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The (blurred, sharp) tensors to train on: float32 N×3×crop×crop in [0, 1], blur made on ``device``."""
+    parts: list[tuple[Tensor, Tensor]] = []
+    if batch.paired:
+        blurred = torch.stack([_blurred(sample) for sample in batch.paired]).to(device, non_blocking=True)
+        sharp = torch.stack([sample.sharp for sample in batch.paired]).to(device, non_blocking=True)
+        parts.append((blurred.float() / 255, sharp.float() / 255))
+    if batch.synthetic:
+        parts.append(_made(batch.synthetic, config, device))
+    samples = (*batch.paired, *batch.synthetic)
+    blurred = torch.cat([part[0] for part in parts])
+    sharp = torch.cat([part[1] for part in parts])
+    return _turned(blurred, samples), _turned(sharp, samples)
 
 
 def gradient_energy(picture: Tensor) -> float:
@@ -128,16 +168,65 @@ def gradient_energy(picture: Tensor) -> float:
     return float(green.diff(dim=0).abs().float().mean() + green.diff(dim=1).abs().float().mean())
 
 
-def _turned(blurred: Tensor, sharp: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The same random flips and quarter turns for each pair of a batch."""
-    both = torch.cat((blurred, sharp), 1)
-    turned: list[Tensor] = []
-    for pair in both:
-        turns = _randint(4, generator)
-        pair = torch.rot90(pair, turns, (1, 2))
-        turned.append(pair.flip(2) if _randint(2, generator) else pair)
-    stacked = torch.stack(turned)
-    return stacked[:, :3].contiguous(), stacked[:, 3:].contiguous()
+def _made(samples: Sequence[Sample], config: TrainConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    margin = margin_px(config.blur)
+    crops = torch.stack([sample.sharp for sample in samples]).to(device, non_blocking=True)
+    seeds = [_seed(config.seed, sample.index) for sample in samples]
+    offsets = torch.tensor([sample.offset_px for sample in samples])
+    blurred = degrade(crops, seeds, config.blur, margin_px=margin, offset_px=offsets)
+    side = crops.shape[-1]
+    return blurred, crops[:, :, margin : side - margin, margin : side - margin].float() / 255
+
+
+def _pair_share(config: TrainConfig, sharp: PictureStore | None, pairs: PictureStore | None) -> Fraction:
+    """Exact, so that an epoch has each picture once."""
+    if sharp is None or pairs is None:
+        return Fraction(pairs is not None)
+    if config.pair_share is None:
+        return Fraction(len(pairs), len(pairs) + len(sharp))
+    return Fraction(str(config.pair_share))
+
+
+def _pairs_before(index: int, share: Fraction) -> int:
+    """How many of the samples before ``index`` are real pairs."""
+    return index * share.numerator // share.denominator
+
+
+def _fetched(store: PictureStore, position: int, seed: int) -> Fetched:
+    epoch, place = divmod(position, len(store))
+    return store.fetch(_order(len(store), seed, epoch)[place])
+
+
+@lru_cache(maxsize=8)
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    generator = torch.Generator().manual_seed(_seed(seed, -1 - epoch))
+    return torch.randperm(count, generator=generator).tolist()
+
+
+def _seed(seed: int, index: int) -> int:
+    return (seed * 1_000_003 + index) % (1 << 63)
+
+
+def _flat(side_px: int, generator: torch.Generator) -> Tensor:
+    """One colour, grey half of the time."""
+    colour = torch.randint(256, (3, 1, 1), generator=generator, dtype=torch.uint8)
+    colour = colour[:1].expand(3, 1, 1) if _randint(2, generator) else colour
+    return colour.expand(3, side_px, side_px).contiguous()
+
+
+def _blurred(sample: Sample) -> Tensor:
+    assert sample.blurred is not None
+    return sample.blurred
+
+
+def _cut(picture: Tensor, top: int, left: int, side_px: int) -> Tensor:
+    return picture[:, top : top + side_px, left : left + side_px]
+
+
+def _turned(pictures: Tensor, samples: Sequence[Sample]) -> Tensor:
+    """Each picture flipped and turned as its sample says."""
+    turned = [torch.rot90(p, s.turns, (1, 2)) for p, s in zip(pictures, samples, strict=True)]
+    return torch.stack([p.flip(2) if s.flip else p for p, s in zip(turned, samples, strict=True)])
 
 
 def _randint(bound: int, generator: torch.Generator) -> int:

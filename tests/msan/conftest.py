@@ -1,17 +1,69 @@
-"""An independent MSAN, written from the paper's facts alone, and random weights in the authors' layout."""
+"""An independent MSAN, random weights in the authors' layout, miniature pictures, and processes that train."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from msan.blur import BlurSpec
+from msan.recipe import TrainConfig
+from msan.spec import ModelSpec
+
 State = Mapping[str, Tensor]
+Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 RESBLOCK_LAYERS = (2, 4, 6, 8, 10)
+
+# What a forked child does is what a fresh process does: nothing has run in its parent but imports.
+SERVER = """
+import json, os, resource, signal, sys, traceback
+import tensorboard.compat.proto.event_pb2, tensorboard.summary.writer.record_writer
+import torch, torch._dynamo
+import msan.commands.train, msan.train
+from msan_runtime.cli import main
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "wait" in asked:
+        print(os.waitstatus_to_exitcode(os.waitpid(asked["wait"], 0)[1]), flush=True)
+        continue
+    child = os.fork()
+    if child:
+        os.setpgid(child, child)
+        print(child, flush=True)
+        continue
+    os.setpgid(0, 0)
+    signal.alarm(240)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, kind in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{asked['name']}.{kind}", os.O_WRONLY | os.O_CREAT), number)
+    os.environ.update(asked["env"])
+    if asked["largest_file"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (asked["largest_file"], resource.RLIM_INFINITY))
+    sys.argv = ["msan", *asked["arguments"]]
+    code = 0
+    try:
+        main()
+    except SystemExit as exit:
+        code = exit.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # Taking the interpreter down takes a second with PyTorch in it.
+    sys.stdout.flush()
+    os._exit(code)
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -21,6 +73,53 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def make_pictures() -> Callable[..., Path]:
+    """Fills a folder with sharp pictures: ``make_pictures(folder, count, height=56, width=64, seed=0)``."""
+    return _make_pictures
+
+
+@pytest.fixture(scope="session")
+def make_pairs() -> Callable[..., Path]:
+    """Fills ``input`` and ``target`` of a folder with pairs: ``make_pairs(folder, count, height=40, ...)``."""
+    return _make_pairs
+
+
+@pytest.fixture(scope="session")
+def sharp_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three sharp pictures of 56×64 px."""
+    return _make_pictures(tmp_path_factory.mktemp("sharp"), 3)
+
+
+@pytest.fixture(scope="session")
+def pair_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pairs of 40×48 px."""
+    return _make_pairs(tmp_path_factory.mktemp("pairs"), 2)
+
+
+@pytest.fixture(scope="session")
+def miniature() -> TrainConfig:
+    """Nine steps of a tiny network; crops of 32 px, of 40 px before they are blurred."""
+    return TrainConfig(
+        spec=ModelSpec(stages=1, base_channels=4, resblocks=1),
+        steps=9,
+        batch=2,
+        crop_px=32,
+        validation_px=32,
+        learning_rate=1e-3,
+        warmup_steps=3,
+        blur=BlurSpec(length_px=(1.0, 4.0), roll_px=0.0, zoom_px=0.0, instants=5),
+        validate_every=3,
+    )
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """Starts the ``msan`` command in processes of its own, without waiting for PyTorch each time."""
+    with Launcher(tmp_path_factory.mktemp("launcher")) as launcher:
+        yield launcher
 
 
 @pytest.fixture(scope="session")
@@ -130,3 +229,96 @@ def _sub_network_shapes(inputs: int, c: int, resblocks: int, *, attention: bool)
         outputs = shape[1] if name in ("layer7", "layer9") else shape[0]
         shapes |= {f"{name}.weight": shape, f"{name}.bias": (outputs,)}
     return shapes
+
+
+def _blocks(height: int, width: int, seed: int) -> Pixels:
+    """Random blocks of 4×4 px, whose edges blur."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (-(-height // 4), -(-width // 4), 3), np.uint8)
+    return blocks.repeat(4, 0).repeat(4, 1)[:height, :width]
+
+
+def _make_pictures(folder: Path, count: int, *, height: int = 56, width: int = 64, seed: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        Image.fromarray(_blocks(height, width, 100 * seed + index)).save(folder / f"{index:03d}.png")
+    return folder
+
+
+def _make_pairs(folder: Path, count: int, *, height: int = 40, width: int = 48, seed: int = 0) -> Path:
+    """The blurred one is the mean of the sharp one over five shifts to the right."""
+    _make_pictures(folder / "target", count, height=height, width=width, seed=seed + 50)
+    (folder / "input").mkdir()
+    for file in (folder / "target").iterdir():
+        with Image.open(file) as image:
+            sharp = np.asarray(image)
+        blurred = np.mean([np.roll(sharp, shift, 1) for shift in range(5)], 0)
+        Image.fromarray(blurred.astype(np.uint8)).save(folder / "input" / file.name)
+    return folder
+
+
+class Launched:
+    """A process of the ``msan`` command."""
+
+    def __init__(self, launcher: Launcher, pid: int, name: str) -> None:
+        self.launcher = launcher
+        self.pid = pid
+        self.name = name
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self.launcher.folder.joinpath(f"{self.name}.out").read_text()
+
+    @property
+    def errors(self) -> str:
+        """What it has printed to stderr so far."""
+        return self.launcher.folder.joinpath(f"{self.name}.err").read_text()
+
+    def send(self, number: int) -> None:
+        """Send a signal to it and its children, as a terminal does."""
+        os.killpg(self.pid, number)
+
+    def wait(self) -> int:
+        """Its exit code, or the negative number of the signal that ended it."""
+        return self.launcher.ask({"wait": self.pid})
+
+
+class Launcher:
+    """A process that has PyTorch loaded and forks one that runs ``msan`` whenever it is asked to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.started = 0
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+        self.server = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env=environment,
+        )
+
+    def __enter__(self) -> Launcher:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.server.communicate()
+
+    def start(
+        self, *arguments: str | Path, env: Mapping[str, str] | None = None, largest_file: int | None = None
+    ) -> Launched:
+        """Start ``msan`` with these arguments; a file that grows over ``largest_file`` bytes is refused."""
+        self.started += 1
+        name = f"{self.started}"
+        asked = {"name": name, "arguments": [str(a) for a in arguments], "env": dict(env or {})}
+        for suffix in ("out", "err"):
+            (self.folder / f"{name}.{suffix}").touch()
+        return Launched(self, self.ask({**asked, "largest_file": largest_file}), name)
+
+    def ask(self, question: Mapping[str, object]) -> int:
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        self.server.stdin.write(json.dumps(question) + "\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())

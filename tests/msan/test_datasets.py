@@ -1,203 +1,272 @@
-"""Training samples: crops that follow from seed and step, and folders that cannot be trained on."""
+"""Training samples: functions of seed and index, each picture once an epoch, both of a pair turned alike."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from msan.blur import BlurSpec, blur_along
-from msan.datasets import BlurredCrops, DatasetError, gradient_energy, load_pictures, picture_files
+from msan.blur import BlurSpec
+from msan.datasets import Sample, SampleSet, collate, gradient_energy, tensors_from_batch
+from msan.degrade import degrade, margin_px
+from msan.pictures import PictureStore
+from msan.recipe import TrainConfig
 
-SHORT_BLUR = BlurSpec(length_px=(1.0, 4.0), instants=5)
-NO_BLUR = BlurSpec(length_px=(0.0, 0.0), roll_px=0.0, noise_levels=0.0, sharp_share=0.0, instants=2)
+CPU = torch.device("cpu")
+NO_BLUR = BlurSpec(
+    length_px=(0.0, 0.0), roll_px=0.0, zoom_px=0.0, noise_levels=0.0, moving_share=0.0, jpeg_share=0.0, instants=2
+)
 
 
-def noise_picture(height: int, width: int, seed: int = 0) -> Tensor:
+class Pictures:
+    """A source in memory."""
+
+    def __init__(self, *pictures: tuple[Tensor, ...]) -> None:
+        self.pictures = pictures
+        self.names = [f"picture {index}" for index in range(len(pictures))]
+
+    def paths(self, index: int) -> tuple[Path, ...]:
+        return (Path(self.names[index]),)
+
+    def load(self, index: int) -> tuple[Tensor, ...]:
+        return self.pictures[index]
+
+    def size_px(self, index: int) -> tuple[int, int]:
+        height, width = self.pictures[index][0].shape[1:]
+        return height, width
+
+
+def store(*pictures: tuple[Tensor, ...]) -> PictureStore:
+    return PictureStore(Pictures(*pictures))
+
+
+def grey(count: int, height: int = 24, width: int = 24, *, of: int = 1) -> PictureStore:
+    """Pictures of one colour each, their index; ``of`` 2 for pairs."""
+    return store(*((torch.full((3, height, width), index, dtype=torch.uint8),) * of for index in range(count)))
+
+
+def noise(height: int, width: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
 
 
-def crops_of(*pictures: Tensor, blur: BlurSpec = SHORT_BLUR, tries: int = 3, seed: int = 7) -> BlurredCrops:
-    return BlurredCrops(pictures=pictures, crop_px=16, batch=4, blur=blur, seed=seed, tries=tries)
-
-
-def saved(path: Path, height: int, width: int, mode: str = "RGB") -> Path:
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    Image.fromarray(pixels).convert(mode).save(path)
-    return path
-
-
-def test_a_batch_follows_from_seed_and_step_alone() -> None:
-    crops = crops_of(noise_picture(60, 50), noise_picture(48, 70, 1))
-    blurred, sharp = crops.batch_at(5)
-    torch.manual_seed(123)
-    crops.batch_at(6)
-    again = dataclasses.replace(crops).batch_at(5)
-    assert torch.equal(again[0], blurred)
-    assert torch.equal(again[1], sharp)
-
-
-def test_other_steps_and_seeds_give_other_batches() -> None:
-    crops = crops_of(noise_picture(60, 50))
-    batches = [crops.batch_at(0)[1], crops.batch_at(1)[1], dataclasses.replace(crops, seed=8).batch_at(0)[1]]
-    assert not torch.equal(batches[0], batches[1])
-    assert not torch.equal(batches[0], batches[2])
-
-
-def test_batches_are_float_crops_in_range_on_the_8_bit_grid() -> None:
-    for batch in crops_of(noise_picture(60, 70), blur=BlurSpec(noise_levels=20)).batch_at(0):
-        assert batch.shape == (4, 3, 16, 16)
-        assert batch.dtype == torch.float32
-        assert 0 <= float(batch.min()) <= float(batch.max()) <= 1
-        assert float((batch * 255 - (batch * 255).round()).abs().max()) < 1e-4
-
-
-def test_without_blur_and_noise_both_are_the_same_crop_turned_alike() -> None:
-    crops = crops_of(noise_picture(60, 50), blur=NO_BLUR)
-    for step in range(8):
-        blurred, sharp = crops.batch_at(step)
-        assert torch.equal((blurred * 255).round(), (sharp * 255).round())
-
-
-def test_blur_and_noise_change_the_blurred_picture_only() -> None:
-    picture = noise_picture(60, 50)
-    still = crops_of(picture, blur=NO_BLUR).batch_at(3)[1]
-    noisy, sharp = crops_of(picture, blur=dataclasses.replace(NO_BLUR, noise_levels=9.0)).batch_at(3)
-    assert torch.equal(sharp, still)
-    assert not torch.equal(noisy, sharp)
-
-
-def test_crops_come_whole_from_inside_a_picture_in_all_eight_orientations() -> None:
-    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(80), indexing="ij")
-    coordinates = torch.stack((rows, columns, torch.zeros_like(rows))).to(torch.uint8)
-    crops = crops_of(coordinates)
-    margin = crops.margin_px
-    orientations: set[tuple[int, int, int, int]] = set()
-    for step in range(16):
-        for crop in (crops.batch_at(step)[1] * 255).round().int():
-            down, right = crop[:2, 1, 0] - crop[:2, 0, 0], crop[:2, 0, 1] - crop[:2, 0, 0]
-            orientations.add((int(down[0]), int(down[1]), int(right[0]), int(right[1])))
-            assert margin <= int(crop[0].min()) == int(crop[0].max()) - 15 < 64 - margin - 15
-            assert margin <= int(crop[1].min()) == int(crop[1].max()) - 15 < 80 - margin - 15
-    assert orientations == {(a, 0, 0, b) for a in (-1, 1) for b in (-1, 1)} | {
-        (0, a, b, 0) for a in (-1, 1) for b in (-1, 1)
-    }
-
-
-def test_a_crop_is_blurred_at_its_offset_from_the_pictures_centre(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def spy(srgb: Tensor, trajectories: Tensor, *, margin_px: int, offset_px: Tensor) -> Tensor:
-        seen.append(((srgb * 255).round(), offset_px))
-        return blur_along(srgb, trajectories, margin_px=margin_px, offset_px=offset_px)
-
-    monkeypatch.setattr("msan.datasets.blur_along", spy)
-    height, width = 64, 81
+def coordinates(height: int, width: int) -> Tensor:
+    """Each pixel tells its row and its column."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    crops_of(torch.stack((rows, columns, rows)).to(torch.uint8)).batch_at(0)
-    for pixels, offset in zip(*seen[0], strict=True):
-        # The mean coordinate of a crop is its centre; the picture's is half a pixel before half its side.
-        assert pixels[0].mean() - (height - 1) / 2 == pytest.approx(float(offset[0]), abs=1e-3)
-        assert pixels[1].mean() - (width - 1) / 2 == pytest.approx(float(offset[1]), abs=1e-3)
+    return torch.stack((rows, columns, rows ^ columns)).to(torch.uint8)
 
 
-def test_crops_of_texture_are_preferred_to_flat_ones() -> None:
-    half = noise_picture(60, 200)
-    half[:, :, :140] = 128
-
-    def textured_share(tries: int) -> float:
-        crops = crops_of(half, tries=tries)
-        taken = [crop for step in range(12) for crop in crops.batch_at(step)[1]]
-        return sum(float(crop.std()) > 0.05 for crop in taken) / len(taken)
-
-    assert textured_share(1) < 0.5
-    assert textured_share(6) > 0.8
+@pytest.fixture
+def config(miniature: TrainConfig) -> TrainConfig:
+    return dataclasses.replace(miniature, crop_px=16, blur=NO_BLUR, batch=4)
 
 
-def test_gradient_energy_is_the_mean_step_between_neighbours() -> None:
-    ramp = torch.zeros((3, 4, 6), dtype=torch.uint8)
-    assert gradient_energy(ramp) == 0
-    ramp[1] = torch.arange(5, -1, -1) * 50
-    assert gradient_energy(ramp) == 50
+def tensors(samples: list[Sample], config: TrainConfig) -> tuple[Tensor, Tensor]:
+    """The blurred and the sharp pictures of samples, in whole grey levels."""
+    blurred, sharp = tensors_from_batch(collate(samples), config, CPU)
+    for made in (blurred, sharp):
+        assert made.dtype == torch.float32
+        assert made.shape == (len(samples), 3, config.crop_px, config.crop_px)
+        assert 0 <= float(made.min()) <= float(made.max()) <= 1
+        assert float((made * 255 - (made * 255).round()).abs().max()) < 1e-4
+    return (blurred * 255).round().int(), (sharp * 255).round().int()
 
 
-def test_the_margin_holds_the_longest_straight_path() -> None:
-    for longest in (1.0, 4.0, 18.0, 60.0):
-        blur = BlurSpec(length_px=(1.0, longest), roll_px=0.0)
-        assert crops_of(noise_picture(8, 8), blur=blur).margin_px > longest / 2
+def same(one: Sample, other: Sample) -> bool:
+    values = [[s.index, s.name, s.offset_px, s.turns, s.flip, s.bad, s.blurred is None] for s in (one, other)]
+    tensors = [[t for t in (s.sharp, s.blurred) if t is not None] for s in (one, other)]
+    return values[0] == values[1] and all(torch.equal(a, b) for a, b in zip(*tensors, strict=True))
 
 
-def test_a_picture_that_fits_exactly_is_used() -> None:
-    smallest = 16 + 2 * crops_of().margin_px
-    blurred, sharp = crops_of(noise_picture(smallest, smallest)).batch_at(0)
-    assert blurred.shape == sharp.shape == (4, 3, 16, 16)
+class TestSamples:
+    def test_a_sample_follows_from_seed_and_index_alone(self, config: TrainConfig) -> None:
+        pairs, sharp = store((noise(30, 40), noise(30, 40, 1))), store((noise(60, 50, 2),), (noise(48, 70, 3),))
+        config = dataclasses.replace(config, candidates=2, flat_share=0.2)
+        samples = SampleSet(config, sharp=sharp, pairs=pairs)
+        first = [samples[index] for index in range(12)]
+        torch.manual_seed(123)
+        again = SampleSet(config, sharp=sharp, pairs=pairs)
+        assert all(same(first[index], again[index]) for index in reversed(range(12)))
+        other = SampleSet(dataclasses.replace(config, seed=8), sharp=sharp, pairs=pairs)
+        assert not any(same(first[index], other[index]) for index in range(12))
+
+    def test_a_picture_gives_another_crop_each_epoch(self, config: TrainConfig) -> None:
+        samples = SampleSet(config, sharp=store((coordinates(200, 200),)), pairs=None)
+        corners = {tuple(samples[epoch].sharp[:2, 0, 0].tolist()) for epoch in range(20)}
+        assert len(corners) == 20
+
+    def test_crops_come_from_everywhere_inside_and_in_all_eight_orientations(self, config: TrainConfig) -> None:
+        margin = margin_px(config.blur)
+        height, width = 16 + 2 * margin + 3, 16 + 2 * margin + 5
+        samples = SampleSet(config, sharp=store((coordinates(height, width),)), pairs=None)
+        _, sharp = tensors([samples[index] for index in range(160)], config)
+        orientations: set[tuple[int, ...]] = set()
+        corners: set[tuple[int, int]] = set()
+        for crop in sharp:
+            down, right = crop[:2, 1, 0] - crop[:2, 0, 0], crop[:2, 0, 1] - crop[:2, 0, 0]
+            orientations.add((*down.tolist(), *right.tolist()))
+            corners.add((int(crop[0].min()) - margin, int(crop[1].min()) - margin))
+            assert crop[0].max() - crop[0].min() == crop[1].max() - crop[1].min() == 15
+        straight = {(a, 0, 0, b) for a in (-1, 1) for b in (-1, 1)}
+        assert orientations == straight | {(0, a, b, 0) for a in (-1, 1) for b in (-1, 1)}
+        assert corners == {(top, left) for top in range(4) for left in range(6)}
+
+    def test_both_of_a_pair_are_cut_flipped_and_turned_alike(self, config: TrainConfig) -> None:
+        picture = coordinates(40, 50)
+        samples = SampleSet(config, sharp=None, pairs=store((picture + 7, picture)))
+        blurred, sharp = tensors([samples[index] for index in range(40)], config)
+        assert torch.equal(blurred, sharp + 7)
+        assert len({tuple(crop.flatten().tolist()) for crop in sharp}) > 30
+
+    def test_a_pair_that_fits_exactly_is_used_whole(self, config: TrainConfig) -> None:
+        picture = noise(16, 16)
+        samples = SampleSet(config, sharp=None, pairs=store((255 - picture, picture)))
+        _, sharp = tensors([samples[index] for index in range(8)], config)
+        for crop in sharp:
+            assert sorted(crop.flatten().tolist()) == sorted(picture.flatten().tolist())
+
+    def test_a_crop_tells_its_offset_from_the_pictures_centre(self, config: TrainConfig) -> None:
+        samples = SampleSet(config, sharp=store((coordinates(64, 81),)), pairs=None)
+        for index in range(8):
+            sample = samples[index]
+            # The mean coordinate of a crop is its centre; the picture's is half a pixel before half its side.
+            centre = (float(sample.sharp[0].float().mean()) - 31.5, float(sample.sharp[1].float().mean()) - 40.0)
+            assert sample.offset_px == pytest.approx(centre, abs=1e-3)
+
+    def test_crops_of_texture_are_preferred_to_flat_ones(self, config: TrainConfig) -> None:
+        half = noise(60, 200)
+        half[:, :, :140] = 128
+
+        def textured(candidates: int) -> float:
+            ours = dataclasses.replace(config, candidates=candidates)
+            samples = SampleSet(ours, sharp=store((half,)), pairs=None)
+            return float(np.mean([gradient_energy(samples[index].sharp) > 10 for index in range(48)]))
+
+        assert textured(1) < 0.6
+        assert textured(6) > 0.8
+
+    def test_gradient_energy_is_the_mean_step_between_neighbours(self) -> None:
+        ramp = torch.zeros((3, 4, 6), dtype=torch.uint8)
+        assert gradient_energy(ramp) == 0
+        ramp[1] = torch.arange(5, -1, -1) * 50
+        assert gradient_energy(ramp) == 50
 
 
-def test_pictures_are_found_in_all_folders_in_the_order_of_their_paths(tmp_path: Path) -> None:
-    names = ["b.PNG", "a/z.jpeg", "a/b/y.webp", "c.tif", "a.jpg"]
-    for name in [*names, "notes.txt", "a/.hidden", "folder.png/inside.txt"]:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    assert picture_files(tmp_path) == sorted(tmp_path / name for name in names)
+class TestBatches:
+    def test_without_blur_and_noise_both_are_the_same_crop(self, config: TrainConfig) -> None:
+        samples = SampleSet(config, sharp=store((noise(60, 50),)), pairs=None)
+        blurred, sharp = tensors([samples[index] for index in range(16)], config)
+        assert torch.equal(blurred, sharp)
+
+    def test_blur_and_noise_change_the_blurred_picture_only(self, config: TrainConfig) -> None:
+        noisy = dataclasses.replace(config, blur=dataclasses.replace(NO_BLUR, noise_levels=9.0))
+        samples = SampleSet(config, sharp=store((noise(60, 50),)), pairs=None)
+        batch = [samples[index] for index in range(4)]
+        still, sharp = tensors(batch, config)
+        blurred, unchanged = tensors(batch, noisy)
+        assert torch.equal(sharp, unchanged)
+        assert 0 < float((blurred - still).float().std()) < 9
+
+    def test_a_synthetic_sample_is_the_blur_of_its_own_crop(self, miniature: TrainConfig) -> None:
+        config = dataclasses.replace(miniature, crop_px=16)
+        samples = SampleSet(config, sharp=store((noise(90, 80),)), pairs=None)
+        margin = margin_px(config.blur)
+        batch = [samples[index] for index in range(4)]
+        blurred, sharp = tensors(batch, config)
+        assert not torch.equal(blurred, sharp)
+        seeds = {index: [config.seed * 1_000_003 + index] for index in range(4)}
+        for index, sample in enumerate(batch):
+            crop, offset = sample.sharp[None], torch.tensor([sample.offset_px])
+            made = degrade(crop, seeds[index], config.blur, margin_px=margin, offset_px=offset)[0]
+            turned = torch.rot90((made * 255).round().int(), sample.turns, (1, 2))
+            assert torch.equal(blurred[index], turned.flip(2) if sample.flip else turned)
+
+    @settings(max_examples=20, deadline=None)
+    @given(st.permutations(range(6)), st.integers(1, 5))
+    def test_a_sample_is_the_same_in_any_batch(self, order: list[int], size: int) -> None:
+        config = TrainConfig(crop_px=16, blur=BlurSpec(length_px=(1.0, 4.0), instants=4), flat_share=0.2)
+        pairs = store((noise(30, 30, 5), noise(30, 30, 6)))
+        samples = SampleSet(config, sharp=store((noise(70, 70),)), pairs=pairs)
+
+        def by_index(indices: list[int]) -> dict[int, tuple[Tensor, Tensor]]:
+            batch = collate([samples[index] for index in indices])
+            made = zip(*tensors_from_batch(batch, config, CPU), strict=True)
+            return {s.index: both for s, both in zip((*batch.paired, *batch.synthetic), made, strict=True)}
+
+        whole, part = by_index(list(range(6))), by_index(order[:size])
+        for index, both in part.items():
+            assert torch.equal(both[0], whole[index][0])
+            assert torch.equal(both[1], whole[index][1])
+
+    def test_a_batch_names_its_pictures_and_the_bad_ones(self, config: TrainConfig) -> None:
+        samples = SampleSet(config, sharp=grey(2, 40, 40), pairs=grey(2, of=2))
+        batch = [samples[index] for index in range(4)]
+        batch[1] = dataclasses.replace(batch[1], bad={"a.png": "a.png is damaged"})
+        assert sorted(collate(batch).names) == ["picture 0", "picture 0", "picture 1", "picture 1"]
+        assert collate(batch).bad == {"a.png": "a.png is damaged"}
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"no folder of pictures at .*nowhere"):
-        picture_files(tmp_path / "nowhere")
-    with pytest.raises(DatasetError, match="no folder of pictures"):
-        picture_files(saved(tmp_path / "a.png", 8, 8))
+class TestEpochs:
+    @settings(max_examples=40, deadline=None)
+    @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 3))
+    def test_each_picture_comes_once_an_epoch(self, sharp: int, pairs: int, epoch: int) -> None:
+        if sharp + pairs == 0:
+            return
+        config = TrainConfig(crop_px=16, blur=NO_BLUR)
+        samples = SampleSet(
+            config,
+            sharp=grey(sharp) if sharp else None,
+            pairs=grey(pairs, of=2) if pairs else None,
+        )
+        count = sharp + pairs
+        assert samples.pictures == count
+        seen = Counter(
+            (sample.blurred is None, sample.name)
+            for sample in (samples[index] for index in range(epoch * count, (epoch + 1) * count))
+        )
+        kinds = {(True, f"picture {i}"): 1 for i in range(sharp)} | {(False, f"picture {i}"): 1 for i in range(pairs)}
+        assert seen == kinds
 
+    def test_epochs_have_orders_of_their_own(self, config: TrainConfig) -> None:
+        samples = SampleSet(config, sharp=grey(12), pairs=None)
+        orders = {tuple(samples[12 * epoch + place].name for place in range(12)) for epoch in range(5)}
+        assert len(orders) == 5
 
-def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(DatasetError, match="no JPEG, PNG, WebP or TIFF picture under "):
-        picture_files(tmp_path)
+    @pytest.mark.parametrize("share", [0.0, 0.1, 0.375, 1.0])
+    def test_pairs_have_their_share_and_each_kind_goes_through_its_pictures(
+        self, share: float, config: TrainConfig
+    ) -> None:
+        config = dataclasses.replace(config, pair_share=share)
+        samples = SampleSet(config, sharp=grey(4), pairs=grey(3, of=2))
+        taken = [samples[index] for index in range(240)]
+        paired = [sample.blurred is not None for sample in taken]
+        assert sum(paired) == 240 * share
+        for first in range(0, 240, 40):
+            assert sum(paired[first : first + 40]) == pytest.approx(40 * share, abs=1)
+        for kind in (False, True):
+            counts = Counter(s.name for s, p in zip(taken, paired, strict=True) if p is kind)
+            assert not counts or max(counts.values()) - min(counts.values()) <= 1
 
-
-@pytest.mark.parametrize("damage", ["text", "empty", "half"])
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
-def test_a_picture_that_cannot_be_decoded_is_named(damage: str, suffix: str, tmp_path: Path) -> None:
-    path = saved(tmp_path / f"broken.{suffix}", 40, 40)
-    data = path.read_bytes()
-    path.write_bytes({"text": b"no picture", "empty": b"", "half": data[: len(data) // 2]}[damage])
-    with pytest.raises(DatasetError, match=rf"broken\.{suffix}.*Remove it"):
-        load_pictures([path], long_side_px=64, short_side_px=8)
-
-
-def test_a_png_with_a_broken_chunk_is_named(tmp_path: Path) -> None:
-    path = saved(tmp_path / "broken.png", 40, 40)
-    # Pillow raises SyntaxError for a chunk whose name is none.
-    path.write_bytes(path.read_bytes()[:33] + b"\x00\x00\x00\x01\x02\xd8\xde\xde" + bytes(9))
-    with pytest.raises(DatasetError, match=r"broken\.png .*Remove it"):
-        load_pictures([path], long_side_px=64, short_side_px=8)
-
-
-def test_pictures_that_are_too_small_are_left_out(tmp_path: Path) -> None:
-    files = [saved(tmp_path / "small.png", 40, 20), saved(tmp_path / "large.png", 24, 40)]
-    assert [p.shape for p in load_pictures(files, long_side_px=64, short_side_px=24)] == [(3, 24, 40)]
-
-
-def test_only_small_pictures_are_refused_with_the_size_needed(tmp_path: Path) -> None:
-    files = [saved(tmp_path / "a.png", 40, 20), saved(tmp_path / "b.png", 8, 8)]
-    with pytest.raises(DatasetError, match="none of 2 pictures has a side of 24 px"):
-        load_pictures(files, long_side_px=64, short_side_px=24)
-
-
-def test_large_pictures_are_shrunk_and_keep_their_shape(tmp_path: Path) -> None:
-    files = [saved(tmp_path / "wide.png", 50, 100), saved(tmp_path / "fits.png", 40, 30)]
-    shapes = [p.shape for p in load_pictures(files, long_side_px=60, short_side_px=8)]
-    assert shapes == [(3, 30, 60), (3, 40, 30)]
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
-def test_pictures_of_every_kind_become_rgb(mode: str, tmp_path: Path) -> None:
-    (picture,) = load_pictures([saved(tmp_path / "a.png", 10, 12, mode)], long_side_px=64, short_side_px=8)
-    assert picture.shape == (3, 10, 12)
-    assert picture.dtype == torch.uint8
+    def test_flat_samples_have_one_colour_their_share_and_greys_among_them(self, config: TrainConfig) -> None:
+        config = dataclasses.replace(config, flat_share=0.25, blur=BlurSpec(length_px=(1.0, 4.0), instants=4))
+        samples = SampleSet(config, sharp=store((noise(60, 60),)), pairs=None)
+        taken = [samples[index] for index in range(400)]
+        flat = [sample for sample in taken if sample.name == "flat colour"]
+        assert 70 <= len(flat) <= 130
+        blurred, sharp = tensors(flat, config)
+        assert torch.equal(blurred, sharp)
+        assert all(torch.equal(crop, crop[:, :1, :1].expand_as(crop)) for crop in sharp)
+        greys = sum(len(set(crop[:, 0, 0].tolist())) == 1 for crop in sharp)
+        assert 0.3 < greys / len(flat) < 0.7
+        none = SampleSet(dataclasses.replace(config, flat_share=0.0), sharp=samples.sharp, pairs=None)
+        assert not any(none[index].name == "flat colour" for index in range(100))
+        # Whether others are flat changes nothing in those that are not.
+        for sample in taken[:20]:
+            assert sample.name == "flat colour" or torch.equal(sample.sharp, none[sample.index].sharp)

@@ -4,94 +4,104 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Protocol
 
-import numpy as np
 import pytest
-from PIL import Image
 
 MSAN = Path(sys.executable).with_name("msan")
+
+
+class Launched(Protocol):
+    """A process of the ``msan`` command."""
+
+    @property
+    def output(self) -> str: ...
+    @property
+    def errors(self) -> str: ...
+    def wait(self) -> int: ...
+
+
+class Launcher(Protocol):
+    """Starts the ``msan`` command."""
+
+    def start(self, *arguments: str | Path) -> Launched: ...
 
 
 def msan(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([MSAN, *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two smooth random pictures of 160×200."""
-    folder = tmp_path_factory.mktemp("sharp")
-    for seed in range(2):
-        coarse = np.random.default_rng(seed).integers(0, 256, (20, 25, 3), np.uint8)
-        Image.fromarray(coarse).resize((200, 160), Image.Resampling.BICUBIC).save(folder / f"{seed}.png")
-    return folder
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """Two steps of a tiny network, validated on every other picture."""
+    file = tmp_path / "tiny.toml"
+    file.write_text(
+        "network = {stages = 1, base_channels = 4, resblocks = 1}\n"
+        "steps = 2\nbatch = 1\ncrop_px = 32\nvalidation_px = 32\nheld_back = 2\n"
+        "blur = {length_px = [1.0, 4.0], roll_px = 0.0, zoom_px = 0.0, instants = 5}\n"
+    )
+    return file
 
 
-def test_train_then_evaluate(pictures: Path, tmp_path: Path) -> None:
-    options = ("--steps", "2", "--batch", "1", "--crop", "32")
-    trained = msan("train", pictures, "-o", tmp_path / "run", *options)
+def test_train_then_evaluate(recipe: Path, sharp_folder: Path, pair_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "a [run]"
+    trained = msan("train", sharp_folder, pair_folder, "-o", run, "--recipe", recipe, "--device", "cpu")
     assert trained.returncode == 0, trained.stderr
-    model = tmp_path / "run" / "model.safetensors"
-    evaluated = msan("evaluate", model, pictures, "--json", tmp_path / "scores.json")
+    assert trained.stdout.splitlines() == [
+        f"{run}/best.safetensors: msan-1x4c1r, best on the validation pictures",
+        f"{run}/last.safetensors: msan-1x4c1r, last step",
+    ]
+    assert f"{sharp_folder}: 3 sharp pictures, to be blurred" in trained.stderr
+    evaluated = msan("evaluate", run / "best.safetensors", pair_folder, "--ssim", "none", "--json", tmp_path / "a.json")
     assert evaluated.returncode == 0, evaluated.stderr
-    scores = json.loads((tmp_path / "scores.json").read_text())
-    assert scores["pictures"] == len(scores["scores"]) == 2
-    assert abs(scores["gain_db"] - (scores["deblurred_db"] - scores["blurred_db"])) < 1e-9
+    assert "deblurred_db" in (tmp_path / "a.json").read_text()
+
+
+def test_options_reach_the_run(launcher: Launcher, recipe: Path, sharp_folder: Path, tmp_path: Path) -> None:
+    options = ["--loss", "mse", "--no-attention", "--steps", "3", "--validate-every", "1", "--report-every", "2"]
+    trained = launcher.start("train", sharp_folder, "-o", tmp_path / "run", "--recipe", recipe, *options, "--cache=off")
+    assert trained.wait() == 0, trained.errors
+    assert trained.output.splitlines()[-1].endswith("last.safetensors: msan-1x4c1r-noattn, last step")
+    config = json.loads((tmp_path / "run" / "train.json").read_text())["config"]
+    assert (config["loss"], config["network"]["attention"], config["steps"]) == ("mse", False, 3)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [2, 3]
+    assert [line["step"] for line in lines if "validation" in line] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "missing", "-o", "run"], "no folder of pictures"),
-        (["train", ".", "-o", "run"], "no JPEG, PNG, WebP or TIFF"),
+        (["train", "missing", "-o", "run"], "no folder of pictures at missing"),
+        (["train", ".", "-o", "run"], "no JPEG, PNG, WebP or TIFF picture under ."),
         (["train", ".", "-o", "run", "--network", "large"], "no network named 'large'"),
-        (["train", ".", "-o", "run", "--crop", "100"], "multiple of 8"),
+        (["train", ".", "-o", "run", "--crop", "100"], "crop_px must be a multiple of 8, not 100"),
+        (["train", ".", "-o", "run", "--learning-rate", "nan"], "learning_rate must be a positive number, not nan"),
+        (["train", ".", "-o", "run", "--recipe", "my.toml"], "no recipe my.toml: neither a TOML file nor one of"),
+        (["train", "SHARP", "-o", "run", "--device", "cuda:99"], "no device 'cuda:99' here. There are: cpu"),
+        (["train", "SHARP", "-o", "run"], "none of 3 pictures has sides of "),
+        (["train", "SHARP", "-o", "FILE", "--recipe", "RECIPE"], "cannot write into .*tiny.toml: .*another folder"),
+        (["train", "SHARP", "-o", "run", "--recipe", "RECIPE", "--init", "msan-s"], "is a msan-s network, and the"),
+        (
+            ["train", "SHARP", "-o", "run", "--recipe", "RECIPE", "--learning-rate", "1e30"],
+            "loss is nan at step 1; its",
+        ),
+        (["train", "SHARP", "-o", "run", "--recipe", "RECIPE", "--validate", "none"], "no folder of pictures at none"),
         (["evaluate", "missing.pth", "."], "error: "),
     ],
 )
 def test_mistakes_end_with_2_and_one_line(
-    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], words: str, launcher: Launcher, recipe: Path, sharp_folder: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    finished = msan(*arguments)
-    assert finished.returncode == 2
-    assert words in finished.stderr
-    assert "Traceback" not in finished.stderr
-    assert len(finished.stderr.strip().splitlines()) == 1
-
-
-def test_an_interrupted_training_saves_and_goes_on(pictures: Path, tmp_path: Path) -> None:
-    command = [MSAN, "train", pictures, "-o", tmp_path / "run", "--batch", "1", "--crop", "32"]
-    process = subprocess.Popen([*command, "--steps", "100000"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    log = tmp_path / "run" / "log.jsonl"
-    deadline = time.monotonic() + 60
-    while not log.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"the same command goes on" in errors
-    stopped = re.search(rb"stopped at step (\d+)", errors)
-    assert stopped is not None
-    done = int(stopped.group(1))
-    resumed = subprocess.run([*command, "--steps", str(done + 2)], capture_output=True, text=True, check=False)
-    assert resumed.returncode == 0, resumed.stderr
-    assert json.loads(log.read_text().splitlines()[-1])["step"] == done + 2
-
-
-@pytest.mark.parametrize("rate", ["nan", "0", "-1"])
-def test_a_senseless_learning_rate_is_refused(pictures: Path, tmp_path: Path, rate: str) -> None:
-    finished = msan("train", pictures, "-o", tmp_path / "run", "--learning-rate", rate)
-    assert finished.returncode == 2
-    assert "learning rate must be a positive number" in finished.stderr
-
-
-def test_a_run_folder_that_is_a_file_is_refused(pictures: Path, tmp_path: Path) -> None:
-    (tmp_path / "run").touch()
-    finished = msan("train", pictures, "-o", tmp_path / "run", "--crop", "32")
-    assert finished.returncode == 2
-    assert "Traceback" not in finished.stderr
+    places = {"SHARP": sharp_folder, "RECIPE": recipe, "FILE": recipe, "run": tmp_path / "run"}
+    finished = launcher.start(*[places.get(argument, argument) for argument in arguments])
+    assert finished.wait() == 2, finished.errors
+    assert "Traceback" not in finished.errors
+    lines = [line for line in finished.errors.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert re.search(words, lines[0]), lines[0]
+    assert finished.errors.rstrip().endswith(lines[0])
+    assert finished.output == ""
