@@ -18,11 +18,11 @@ import torch
 from machine import describe_machine
 
 from msan.checkpoint import load_checkpoint, network_from_checkpoint
-from msan.distributed import Team, device_named
-from msan.loader import DataOptions, open_data
-from msan.recipe import TrainConfig, load_recipe
-from msan.train import TrainOptions, train
-from msan.validation import open_validation
+from msan.data.loader import DataOptions, open_data
+from msan.training.distributed import Team, device_named
+from msan.training.recipe import TrainConfig, load_recipe
+from msan.training.train import TrainOptions, train
+from msan.training.validation import open_validation
 
 __all__ = ["main"]
 

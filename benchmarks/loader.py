@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from machine import describe_machine
 
-from msan.datasets import SampleSet, tensors_from_batch
-from msan.distributed import Team, device_named
-from msan.loader import DataOptions, batches, open_data
-from msan.pictures import CacheName
-from msan.recipe import TrainConfig, load_recipe
-from msan.schedule import plan_schedule
-from msan.trainer import Trainer
+from msan.data.datasets import SampleSet, tensors_from_batch
+from msan.data.loader import DataOptions, batches, open_data
+from msan.data.pictures import CacheName
+from msan.training.distributed import Team, device_named
+from msan.training.recipe import TrainConfig, load_recipe
+from msan.training.schedule import plan_schedule
+from msan.training.trainer import Trainer
 
 __all__ = ["main"]
 

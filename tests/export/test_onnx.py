@@ -15,7 +15,7 @@ import torch
 from onnx import TensorProto
 
 from msan.checkpoint import Checkpoint, network_from_checkpoint
-from msan.evaluate import deblur_with_network
+from msan.evaluation.evaluate import deblur_with_network
 from msan_export.artifact import OnnxError, Precision, read_exported
 from msan_export.onnx import export_onnx
 from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME, Io

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from msan.blur import BlurSpec
-from msan.degrade import degrade, draw_degradation, margin_px
-from msan.jpeg import JpegSpec, Subsampling, jpeg_round_trip
+from msan.degradation.blur import BlurSpec
+from msan.degradation.degrade import degrade, draw_degradation, margin_px
+from msan.degradation.jpeg import JpegSpec, Subsampling, jpeg_round_trip
 
 pytestmark = pytest.mark.gpu
 

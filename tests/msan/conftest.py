@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from msan.blur import BlurSpec
-from msan.recipe import TrainConfig
+from msan.degradation.blur import BlurSpec
 from msan.spec import ModelSpec
+from msan.training.recipe import TrainConfig
 
 State = Mapping[str, Tensor]
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
@@ -30,7 +30,7 @@ SERVER = """
 import json, os, resource, signal, sys, traceback
 import tensorboard.compat.proto.event_pb2, tensorboard.summary.writer.record_writer
 import torch, torch._dynamo
-import msan.commands.train, msan.train
+import msan.commands.train, msan.training.train
 from msan_runtime.cli import main
 
 for line in sys.stdin:

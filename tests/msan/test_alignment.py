@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from msan.alignment import Aligned, AlignmentError, align, aligned_psnr_db, aligned_ssim
-from msan.metrics import psnr_db
+from msan.evaluation.alignment import Aligned, AlignmentError, align, aligned_psnr_db, aligned_ssim
+from msan.evaluation.metrics import psnr_db
 from msan_runtime.contract import PictureArray
 from msan_runtime.errors import ContractError, MissingExtraError
 

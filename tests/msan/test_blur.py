@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch import Tensor
 
-from msan.blur import BlurError, BlurSpec, blur_along, linear_from_srgb, srgb_from_linear
-from msan.trajectories import max_shift_px, random_trajectories
+from msan.degradation.blur import BlurError, BlurSpec, blur_along, linear_from_srgb, srgb_from_linear
+from msan.degradation.trajectories import max_shift_px, random_trajectories
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -13,10 +13,10 @@ import typer
 from PIL import Image, ImageCms
 from typer.testing import CliRunner
 
-from msan.blur import BlurError, BlurSpec
-from msan.blursheet import contact_sheet
 from msan.commands.blur import blur
-from msan.degrade import margin_px
+from msan.degradation.blur import BlurError, BlurSpec
+from msan.degradation.blursheet import contact_sheet
+from msan.degradation.degrade import margin_px
 from msan_runtime.contract import PictureArray
 from msan_runtime.errors import MsanError, PictureError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msan.blurset import BLUR_SET_VERSION, BlurredPair, fixed_blur_set
+from msan.degradation.blurset import BLUR_SET_VERSION, BlurredPair, fixed_blur_set
 
 # Length of the path; blurred[3::85, [5, 55]], row by row, as version 1 made it when it was new.
 PINNED = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msan.curves import CurvesError, save_curves
+from msan.training.curves import CurvesError, save_curves
 
 
 def run_with(folder: Path, lines: list[dict[str, object]]) -> Path:

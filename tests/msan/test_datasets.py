@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from msan.blur import BlurSpec
-from msan.datasets import Sample, SampleSet, collate, gradient_energy, tensors_from_batch
-from msan.degrade import degrade, margin_px
-from msan.pictures import PictureStore
-from msan.recipe import TrainConfig
+from msan.data.datasets import Sample, SampleSet, collate, gradient_energy, tensors_from_batch
+from msan.data.pictures import PictureStore
+from msan.degradation.blur import BlurSpec
+from msan.degradation.degrade import degrade, margin_px
+from msan.training.recipe import TrainConfig
 
 CPU = torch.device("cpu")
 NO_BLUR = BlurSpec(

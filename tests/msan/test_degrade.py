@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from msan.blur import BlurError, BlurSpec, blur_along
-from msan.degrade import (
+from msan.degradation.blur import BlurError, BlurSpec, blur_along
+from msan.degradation.degrade import (
     Degradation,
     apply_degradations,
     degrade,
@@ -24,7 +24,7 @@ from msan.degrade import (
     draw_degradation,
     margin_px,
 )
-from msan.jpeg import JpegSpec
+from msan.degradation.jpeg import JpegSpec
 
 STILL = BlurSpec(
     length_px=(0, 0), roll_px=0, zoom_px=0, noise_levels=0, sharp_share=0, instants=2, moving_share=0, jpeg_share=0

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from msan.checkpoint import Checkpoint, load_checkpoint
-from msan.distributed import DeviceError, Team, device_named, join_team
-from msan.run_folder import read_log
 from msan.spec import ModelSpec
+from msan.training.distributed import DeviceError, Team, device_named, join_team
+from msan.training.run_folder import read_log
 
 # Loopback only, so that it does not matter what this machine is called.
 LOCAL = {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}

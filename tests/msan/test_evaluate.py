@@ -20,8 +20,9 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from msan.blurset import BlurredPair, fixed_blur_set
-from msan.evaluate import (
+from msan.data.readers import DatasetError
+from msan.degradation.blurset import BlurredPair, fixed_blur_set
+from msan.evaluation.evaluate import (
     Evaluation,
     Metric,
     PictureScore,
@@ -31,13 +32,12 @@ from msan.evaluate import (
     evaluate,
     metrics_of,
 )
-from msan.evaluation_sets import EvaluationLayout, EvaluationSet, MeasuredPair, OnBad
-from msan.methods import Method, MethodKind
-from msan.metrics import psnr_db
+from msan.evaluation.methods import Method, MethodKind
+from msan.evaluation.metrics import psnr_db
+from msan.evaluation.sets import EvaluationLayout, EvaluationSet, MeasuredPair, OnBad
+from msan.evaluation.ssim import ssim_matlab3d
 from msan.network import MsanNetwork, start_as_identity
-from msan.readers import DatasetError
 from msan.spec import ModelSpec
-from msan.ssim import ssim_matlab3d
 from msan_runtime.contract import PictureArray
 from msan_runtime.errors import BackendError, ContractError, PictureError
 

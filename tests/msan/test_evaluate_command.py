@@ -19,8 +19,8 @@ from typer.testing import CliRunner, Result
 
 from msan.checkpoint import Checkpoint, network_from_checkpoint
 from msan.commands.evaluate import evaluate
-from msan.methods import deblur_with_network
-from msan.ssim import ssim_matlab3d
+from msan.evaluation.methods import deblur_with_network
+from msan.evaluation.ssim import ssim_matlab3d
 from msan_runtime.contract import PictureArray
 from msan_runtime.errors import MsanError
 
@@ -237,7 +237,7 @@ def test_an_interrupted_run_leaves_no_file(
     def interrupt(*_: PictureArray) -> float:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("msan.evaluate.psnr_db", interrupt)
+    monkeypatch.setattr("msan.evaluation.evaluate.psnr_db", interrupt)
     before = sorted(tmp_path.iterdir())
     done = msan(tiny.path, gopro, "--json", tmp_path / "s.json", "--csv", tmp_path / "s.csv", "--backend", "torch-cpu")
     assert done.exit_code == 130

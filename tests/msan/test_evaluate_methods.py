@@ -15,10 +15,10 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from msan.checkpoint import Checkpoint, find_checkpoint, network_from_checkpoint
-from msan.evaluation_sets import MeasuredPair, find_evaluation_sets
-from msan.methods import deblur_with_network, kind_of, open_method
-from msan.onnx_file import OnnxFileError, open_onnx_file
-from msan.readers import DatasetError
+from msan.data.readers import DatasetError
+from msan.evaluation.methods import deblur_with_network, kind_of, open_method
+from msan.evaluation.onnx_file import OnnxFileError, open_onnx_file
+from msan.evaluation.sets import MeasuredPair, find_evaluation_sets
 from msan_runtime import Deblurrer
 from msan_runtime.bundle import shipped_bundles
 from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME, PictureArray

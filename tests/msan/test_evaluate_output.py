@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from msan.evaluate import Evaluation, Metric, PictureScore, Scores, Skipped
-from msan.evaluation_files import CSV_COLUMNS, save_csv, save_json
-from msan.evaluation_sets import BlurredPictures, EvaluationSet, MeasuredPair, PairedPictures
-from msan.evaluation_sheet import (
+from msan.data.readers import LayoutName, Pair, PairSet, Split
+from msan.evaluation.evaluate import Evaluation, Metric, PictureScore, Scores, Skipped
+from msan.evaluation.files import CSV_COLUMNS, save_csv, save_json
+from msan.evaluation.methods import Method
+from msan.evaluation.sets import BlurredPictures, EvaluationSet, MeasuredPair, PairedPictures
+from msan.evaluation.sheet import (
     CELL_PX,
     GAP_PX,
     LINE_PX,
@@ -28,9 +30,7 @@ from msan.evaluation_sheet import (
     draw_sheet,
     save_sheet,
 )
-from msan.evaluation_tables import score_notes, score_tables
-from msan.methods import Method
-from msan.readers import LayoutName, Pair, PairSet, Split
+from msan.evaluation.tables import score_notes, score_tables
 from msan_runtime.contract import PictureArray
 from msan_runtime.errors import MsanError, PictureError
 

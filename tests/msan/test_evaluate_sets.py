@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msan.evaluation_sets import BlurredPictures, EvaluationSet, find_evaluation_sets
-from msan.readers import DatasetError
-from msan.results import match_results
+from msan.data.readers import DatasetError
+from msan.evaluation.results import match_results
+from msan.evaluation.sets import BlurredPictures, EvaluationSet, find_evaluation_sets
 from msan_runtime.contract import PictureArray
 from msan_runtime.errors import PictureError
 

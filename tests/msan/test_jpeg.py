@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from msan.blur import BlurError
-from msan.jpeg import JpegSpec, Subsampling, jpeg_round_trip
+from msan.degradation.blur import BlurError
+from msan.degradation.jpeg import JpegSpec, Subsampling, jpeg_round_trip
 
 Levels = npt.NDArray[np.uint8]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from msan.datasets import Batch, Sample
-from msan.loader import DataOptions, TrainingData, batches, open_data
-from msan.readers import DatasetError
-from msan.recipe import TrainConfig
+from msan.data.datasets import Batch, Sample
+from msan.data.loader import DataOptions, TrainingData, batches, open_data
+from msan.data.readers import DatasetError
+from msan.training.recipe import TrainConfig
 
 CPU = torch.device("cpu")
 MakePictures = Callable[..., Path]
@@ -139,7 +139,7 @@ class TestOpening:
     def test_pictures_that_leave_no_room_are_read_from_disk_and_that_is_said(
         self, miniature: TrainConfig, sharp_folder: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("msan.loader.fits_in_memory", lambda size: size < 1000)
+        monkeypatch.setattr("msan.data.loader.fits_in_memory", lambda size: size < 1000)
         open_data([sharp_folder], miniature, heard.options(cache="auto"))
         assert heard[1:] == ["3 pictures take 0.0 GB decoded: read from disk for each sample instead"]
 

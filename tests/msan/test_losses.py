@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from msan.losses import BLUR_PROBABILITY_MAX, bce_loss, loss_named, mse_loss
+from msan.training.losses import BLUR_PROBABILITY_MAX, bce_loss, loss_named, mse_loss
 
 
 def eq_9(deblurred: Tensor, sharp: Tensor) -> float:

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from msan.event_file import EventFile
-from msan.monitor import Monitor, Progress
-from msan.run_folder import RunFolder, RunFolderError, read_log
-from msan.trainer import StepResult
-from msan.validation import ValidationResult
+from msan.training.event_file import EventFile
+from msan.training.monitor import Monitor, Progress
+from msan.training.run_folder import RunFolder, RunFolderError, read_log
+from msan.training.trainer import StepResult
+from msan.training.validation import ValidationResult
 from msan_runtime.errors import MissingExtraError
 
 EXAMPLE = torch.randint(256, (3, 8, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

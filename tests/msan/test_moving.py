@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from msan.blur import BlurSpec, frames_along
-from msan.moving import MovingRegion, frames_with_regions, random_regions, region_mask
-from msan.trajectories import random_trajectories
+from msan.degradation.blur import BlurSpec, frames_along
+from msan.degradation.moving import MovingRegion, frames_with_regions, random_regions, region_mask
+from msan.degradation.trajectories import random_trajectories
 
 CPU = torch.device("cpu")
 STILL = torch.zeros(5, 4)

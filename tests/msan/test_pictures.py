@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from msan.pictures import PairPictures, PictureStore, SharpPictures, fits_in_memory, large_enough
-from msan.readers import DatasetError, Pair, find_pair_sets, picture_files
+from msan.data.pictures import PairPictures, PictureStore, SharpPictures, fits_in_memory, large_enough
+from msan.data.readers import DatasetError, Pair, find_pair_sets, picture_files
 
 MakePictures = Callable[..., Path]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from msan.published import FULL_TEST_SETS, PUBLISHED, reason_not_full
+from msan.evaluation.published import FULL_TEST_SETS, PUBLISHED, reason_not_full
 
 PAPER = """
 SRN-Deblur      30.20/0.933 29.18/0.912 27.46/0.891 35.27/0.937 28.48/0.861  33.6 814

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from msan.readers import (
+from msan.data.readers import (
     DatasetError,
     LayoutName,
     Pair,
@@ -478,7 +478,7 @@ def test_readers_and_metrics_import_without_torch_and_picture_libraries() -> Non
 import sys
 for name in ("torch", "cv2", "scipy", "skimage"):
     sys.modules[name] = None
-import msan.alignment, msan.metrics, msan.readers, msan.ssim
+import msan.evaluation.alignment, msan.evaluation.metrics, msan.data.readers, msan.evaluation.ssim
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

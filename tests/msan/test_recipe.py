@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from msan.blur import BlurSpec
 from msan.commands.train import train as train_command
-from msan.recipe import RecipeError, TrainConfig, load_recipe, recipe_from_dict, recipe_names
+from msan.degradation.blur import BlurSpec
 from msan.spec import ModelSpec
+from msan.training.recipe import RecipeError, TrainConfig, load_recipe, recipe_from_dict, recipe_names
 from msan_runtime.errors import MsanError
 
 # A value of each setting that is not the default.
@@ -206,7 +206,7 @@ def given_config(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Train
         seen.append(arguments[2])
         raise MsanError("seen")
 
-    monkeypatch.setattr("msan.train.train", run)
+    monkeypatch.setattr("msan.training.train.train", run)
     app = typer.Typer()
     app.command()(train_command)
     result = CliRunner().invoke(app, ["data", "-o", "run", "--device", "cpu", *arguments])

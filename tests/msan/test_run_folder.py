@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from msan.blur import BlurSpec
 from msan.checkpoint import CheckpointError, load_checkpoint
+from msan.degradation.blur import BlurSpec
 from msan.network import MsanNetwork
-from msan.recipe import TrainConfig
-from msan.run_folder import RunFolder, RunFolderError, read_log
 from msan.spec import ModelSpec
+from msan.training.recipe import TrainConfig
+from msan.training.run_folder import RunFolder, RunFolderError, read_log
 
 WRITERS: dict[str, Callable[[RunFolder], None]] = {
     "state.pt": lambda folder: folder.save_state({"step": 4}),

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from msan.recipe import TrainConfig
-from msan.schedule import Schedule, plan_schedule
+from msan.training.recipe import TrainConfig
+from msan.training.schedule import Schedule, plan_schedule
 
 PAPER = TrainConfig()
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.nn import functional as F
 
-from msan.ssim import ssim_map, ssim_matlab3d, ssim_skimage
+from msan.evaluation.ssim import ssim_map, ssim_matlab3d, ssim_skimage
 from msan_runtime.contract import PictureArray
 from msan_runtime.errors import ContractError, MissingExtraError
 

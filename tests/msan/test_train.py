@@ -23,19 +23,19 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from msan.blur import BlurSpec
 from msan.checkpoint import CheckpointError, load_checkpoint, network_from_checkpoint
-from msan.datasets import tensors_from_batch
-from msan.distributed import Team
-from msan.loader import DataOptions, batches, open_data
-from msan.losses import bce_loss
-from msan.readers import DatasetError
-from msan.recipe import TrainConfig
-from msan.run_folder import RunFolder, RunFolderError, read_log
+from msan.data.datasets import tensors_from_batch
+from msan.data.loader import DataOptions, batches, open_data
+from msan.data.readers import DatasetError
+from msan.degradation.blur import BlurSpec
 from msan.spec import ModelSpec
-from msan.train import Progress, TrainError, TrainOptions, TrainResult, TrainStoppedError
-from msan.train import train as train_with_team
-from msan.validation import open_validation
+from msan.training.distributed import Team
+from msan.training.losses import bce_loss
+from msan.training.recipe import TrainConfig
+from msan.training.run_folder import RunFolder, RunFolderError, read_log
+from msan.training.train import Progress, TrainError, TrainOptions, TrainResult, TrainStoppedError
+from msan.training.train import train as train_with_team
+from msan.training.validation import open_validation
 from msan_runtime.errors import MsanError
 
 CPU = torch.device("cpu")
@@ -560,7 +560,7 @@ class TestNotANumber:
             return bce_loss(deblurred, sharp) * (math.nan if next(calls) == 5 else 1)
 
         with monkeypatch.context() as patch:
-            patch.setattr("msan.trainer.loss_named", lambda name: {"bce": sick_loss}[name])
+            patch.setattr("msan.training.trainer.loss_named", lambda name: {"bce": sick_loss}[name])
             with pytest.raises(TrainError, match=r"the loss is nan at step 5; its batch: .*\.png\. "):
                 train(roots, tmp_path, both, report_every=1, save_every=2)
         assert state_of(tmp_path)["step"] == 4

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from msan.checkpoint import Checkpoint, CheckpointError, save_checkpoint
-from msan.distributed import Team
-from msan.losses import bce_loss
 from msan.network import MsanNetwork
-from msan.recipe import RecipeError, TrainConfig
-from msan.schedule import Schedule, plan_schedule
 from msan.spec import ModelSpec
-from msan.trainer import NotFiniteError, Trainer
+from msan.training.distributed import Team
+from msan.training.losses import bce_loss
+from msan.training.recipe import RecipeError, TrainConfig
+from msan.training.schedule import Schedule, plan_schedule
+from msan.training.trainer import NotFiniteError, Trainer
 
 ALONE = Team(rank=0, processes=1, device=torch.device("cpu"))
 SPEC = ModelSpec(stages=2, base_channels=4, resblocks=1)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from msan.blur import BlurSpec
-from msan.trajectories import limited, max_shift_px, random_trajectories
+from msan.degradation.blur import BlurSpec
+from msan.degradation.trajectories import limited, max_shift_px, random_trajectories
 
 BLUR_SET_DRAWS = [
     # Length, seed; first, middle and last pose and the next two normal draws, as version 1 of the blur set made them.

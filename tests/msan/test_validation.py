@@ -12,9 +12,9 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor, nn
 
-from msan.readers import find_pair_sets, picture_files
-from msan.recipe import TrainConfig
-from msan.validation import ValidationSet, open_validation
+from msan.data.readers import find_pair_sets, picture_files
+from msan.training.recipe import TrainConfig
+from msan.training.validation import ValidationSet, open_validation
 
 CPU = torch.device("cpu")
 

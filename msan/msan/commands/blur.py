@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from msan.blur import BlurSpec
+    from msan.degradation.blur import BlurSpec
 
 __all__ = ["blur"]
 
@@ -40,7 +40,7 @@ def blur(
     jpeg_quality: Annotated[tuple[int, int], typer.Option(help="Lowest and highest JPEG quality.")] = (60, 95),
 ) -> None:
     """Blur a picture with random synthetic motion blur, or show what it looks like (docs/synthetic-blur.md)."""
-    from msan.blur import BlurSpec
+    from msan.degradation.blur import BlurSpec
 
     spec = BlurSpec(
         length_px=length,
@@ -61,8 +61,8 @@ def blur(
 
 def _blur(file: Path, output: Path | None, spec: BlurSpec, seed: int) -> str:
     """Write the blurred picture; its path and what was drawn."""
-    from msan.blursheet import described
-    from msan.degrade import degrade_picture
+    from msan.degradation.blursheet import described
+    from msan.degradation.degrade import degrade_picture
     from msan_runtime.image import read_picture, write_picture
 
     path = output or Path(f"{file.stem}-blurred.png")
@@ -74,7 +74,7 @@ def _blur(file: Path, output: Path | None, spec: BlurSpec, seed: int) -> str:
 
 def _show(file: Path, output: Path | None, spec: BlurSpec, seed: int) -> str:
     """Write the contact sheet; its path."""
-    from msan.blursheet import contact_sheet
+    from msan.degradation.blursheet import contact_sheet
     from msan_runtime.image import Picture, read_picture, write_picture
 
     path = output or Path(f"{file.stem}-blur-sheet.png")

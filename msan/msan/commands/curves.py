@@ -20,7 +20,7 @@ def curves(
     ] = None,
 ) -> None:
     """Draw loss, learning rate and validation PSNR of a training run, finished or not."""
-    from msan.curves import save_curves
+    from msan.training.curves import save_curves
 
     path = output or run / "curves.png"
     save_curves(run, path)

@@ -14,10 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from msan_runtime.errors import MsanError
 
 if TYPE_CHECKING:
-    from msan.evaluate import Evaluation, OnPicture, PictureScore, SsimName
-    from msan.evaluation_sets import EvaluationSet, MeasuredPair, OnBad
-    from msan.evaluation_sheet import Extremes
-    from msan.methods import Method
+    from msan.evaluation.evaluate import Evaluation, OnPicture, PictureScore, SsimName
+    from msan.evaluation.methods import Method
+    from msan.evaluation.sets import EvaluationSet, MeasuredPair, OnBad
+    from msan.evaluation.sheet import Extremes
     from msan_runtime.contract import PictureArray
 
 __all__ = ["evaluate"]
@@ -76,10 +76,10 @@ def evaluate(
 
     Exit code: 0 measured, 2 bad input.
     """
-    from msan.evaluation_files import save_csv, save_json
-    from msan.evaluation_sets import find_evaluation_sets
-    from msan.evaluation_sheet import Extremes, save_sheet
-    from msan.methods import open_method
+    from msan.evaluation.files import save_csv, save_json
+    from msan.evaluation.methods import open_method
+    from msan.evaluation.sets import find_evaluation_sets
+    from msan.evaluation.sheet import Extremes, save_sheet
 
     _check_outputs(json, csv, sheet)
     sets = find_evaluation_sets(data, layout=layout, split=split, limit=limit)
@@ -140,7 +140,7 @@ def _measure(
     skip_bad: bool,
 ) -> list[Evaluation]:
     """Evaluate each set under a progress bar, keeping the extremes for the sheet if one is wanted."""
-    from msan.evaluate import evaluate as run
+    from msan.evaluation.evaluate import evaluate as run
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     evaluations: list[Evaluation] = []
@@ -169,7 +169,7 @@ def _callbacks(progress: Progress, chosen: EvaluationSet, keep: Extremes | None)
 
 
 def _print_scores(method: Method, evaluations: Sequence[Evaluation]) -> None:
-    from msan.evaluation_tables import score_notes, score_tables
+    from msan.evaluation.tables import score_notes, score_tables
 
     for table in score_tables(method, evaluations):
         screen.print(table, width=None if screen.is_terminal else PIPE_COLUMNS)

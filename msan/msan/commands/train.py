@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as ProgressBar
 
 if TYPE_CHECKING:
-    from msan.recipe import TrainConfig
-    from msan.train import Progress, TrainResult
+    from msan.training.recipe import TrainConfig
+    from msan.training.train import Progress, TrainResult
 
 __all__ = ["train"]
 
@@ -74,10 +74,10 @@ def train(
     The default recipe is the paper's, on the full network; a TOML file sets what has no option here.
     Under torchrun, processes share each step.
     """
-    from msan.distributed import TeamError, join_team
-    from msan.loader import DataOptions
-    from msan.train import TrainError, TrainOptions, TrainStoppedError
-    from msan.train import train as run
+    from msan.data.loader import DataOptions
+    from msan.training.distributed import TeamError, join_team
+    from msan.training.train import TrainError, TrainOptions, TrainStoppedError
+    from msan.training.train import train as run
 
     config = _config(recipe, context.params)
     with join_team(device) as team, _interrupts() as interrupts, _bar(shown=team.leads) as bar:
@@ -104,8 +104,8 @@ def train(
 
 def _config(recipe: str, given: Mapping[str, Any]) -> TrainConfig:
     """The recipe, with the options that were given in place of its own values."""
-    from msan.recipe import load_recipe
     from msan.spec import spec_named
+    from msan.training.recipe import load_recipe
 
     config = load_recipe(recipe)
     names = {field.name for field in dataclasses.fields(config)}

@@ -11,10 +11,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from msan.degrade import degrade, margin_px
-from msan.pictures import PairPictures, SharpPictures
-from msan.readers import Pair
-from msan.recipe import TrainConfig
+from msan.data.pictures import PairPictures, SharpPictures
+from msan.data.readers import Pair
+from msan.degradation.degrade import degrade, margin_px
+from msan.training.recipe import TrainConfig
 from msan_runtime.errors import MsanError
 
 __all__ = ["ValidationResult", "ValidationSet", "open_validation"]

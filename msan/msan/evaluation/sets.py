@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from msan.readers import (
+from msan.data.readers import (
     DatasetError,
     LayoutName,
     Pair,
@@ -211,7 +211,7 @@ def _read(pair: Pair) -> MeasuredPair:
 
 def _blur_set() -> ModuleType:
     try:
-        from msan import blurset
+        from msan.degradation import blurset
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "torch", "train") from error
     return blurset

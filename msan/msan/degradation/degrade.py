@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msan.blur import BlurError, BlurSpec, frames_along, linear_from_srgb, srgb_from_linear
-from msan.jpeg import JpegSpec, jpeg_round_trip
-from msan.moving import MovingRegion, frames_with_regions, random_regions
-from msan.trajectories import limited, random_trajectories
+from msan.degradation.blur import BlurError, BlurSpec, frames_along, linear_from_srgb, srgb_from_linear
+from msan.degradation.jpeg import JpegSpec, jpeg_round_trip
+from msan.degradation.moving import MovingRegion, frames_with_regions, random_regions
+from msan.degradation.trajectories import limited, random_trajectories
 from msan_runtime.contract import PictureArray
 
 __all__ = [
@@ -32,7 +32,7 @@ class Degradation:
     """All that is random in how one picture is degraded.
 
     Attributes:
-        trajectory: T×4 float32, the camera's (see ``msan.blur``).
+        trajectory: T×4 float32, the camera's (see ``msan.degradation.blur``).
         regions: regions that move on their own, the hindmost first.
         noise_levels: standard deviation of the Gaussian noise, in 8-bit levels.
         noise_seed: of the noise.

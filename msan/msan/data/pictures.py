@@ -15,7 +15,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from msan.readers import DatasetError, Pair, read_pair
+from msan.data.readers import DatasetError, Pair, read_pair
 from msan_runtime.errors import MsanError
 from msan_runtime.image import read_picture
 

@@ -12,9 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from msan.evaluate import Evaluation, Metric, PictureScore
-from msan.evaluation_sets import BlurredPictures
-from msan.methods import Method
+from msan.evaluation.evaluate import Evaluation, Metric, PictureScore
+from msan.evaluation.methods import Method
+from msan.evaluation.sets import BlurredPictures
 from msan_runtime.atomic import write_text
 from msan_runtime.strictjson import strict_json
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from msan.blur import BlurSpec
+from msan.degradation.blur import BlurSpec
 
 __all__ = ["LEVER_PX", "limited", "max_shift_px", "random_trajectories"]
 
@@ -17,7 +17,7 @@ LEVER_PX = 400
 
 
 def random_trajectories(count: int, spec: BlurSpec, generator: torch.Generator) -> Tensor:
-    """``count`` random camera trajectories: float32, count×T×4 (see ``msan.blur``), mean zero.
+    """``count`` random camera trajectories: float32, count×T×4 (see ``msan.degradation.blur``), mean zero.
 
     The heading turns as a Brownian path with drift and the speed varies smoothly; the path is
     then scaled to a length drawn evenly from ``spec.length_px``, or to under half a pixel, without

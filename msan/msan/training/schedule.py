@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from msan.recipe import TrainConfig
+from msan.training.recipe import TrainConfig
 
 __all__ = ["Schedule", "plan_schedule"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from msan.metrics import check_comparable
+from msan.evaluation.metrics import check_comparable
 from msan_runtime.contract import PictureArray
 from msan_runtime.errors import MissingExtraError
 

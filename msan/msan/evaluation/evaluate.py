@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from msan.evaluation_sets import EvaluationSet, MeasuredPair, OnBad
-from msan.methods import Method, deblur_with_network
-from msan.metrics import psnr_db
-from msan.published import reason_not_full
-from msan.readers import DatasetError
+from msan.data.readers import DatasetError
+from msan.evaluation.methods import Method, deblur_with_network
+from msan.evaluation.metrics import psnr_db
+from msan.evaluation.published import reason_not_full
+from msan.evaluation.sets import EvaluationSet, MeasuredPair, OnBad
 from msan_runtime.contract import PictureArray
 from msan_runtime.errors import MissingExtraError, MsanError
 
@@ -227,8 +227,8 @@ def score(picture: PictureArray, sharp: PictureArray, metrics: Sequence[Metric])
         AlignmentError: if they cannot be aligned, where that is asked for.
         MissingExtraError: if a package that computes a metric is not installed.
     """
-    from msan.alignment import align, aligned_psnr_db, aligned_ssim
-    from msan.ssim import ssim_matlab3d, ssim_skimage
+    from msan.evaluation.alignment import align, aligned_psnr_db, aligned_ssim
+    from msan.evaluation.ssim import ssim_matlab3d, ssim_skimage
 
     direct: Mapping[Metric, Callable[[PictureArray, PictureArray], float]] = {
         "psnr_db": psnr_db,

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from msan.metrics import check_comparable
-from msan.ssim import ssim_map
+from msan.evaluation.metrics import check_comparable
+from msan.evaluation.ssim import ssim_map
 from msan_runtime.contract import PictureArray
 from msan_runtime.errors import MissingExtraError, MsanError
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from msan.checkpoint import CheckpointError
-from msan.recipe import TrainConfig
+from msan.training.recipe import TrainConfig
 from msan_runtime.atomic import write_bytes, write_text
 from msan_runtime.errors import MsanError
 

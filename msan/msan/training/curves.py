@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from msan.run_folder import RunFolder, read_log
+from msan.training.run_folder import RunFolder, read_log
 from msan_runtime.atomic import replacing
 from msan_runtime.errors import MissingExtraError, MsanError
 

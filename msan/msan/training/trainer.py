@@ -13,11 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from msan.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
-from msan.distributed import Team
-from msan.losses import loss_named
 from msan.network import MsanNetwork, start_as_identity
-from msan.recipe import RecipeError, TrainConfig
-from msan.schedule import Schedule
+from msan.training.distributed import Team
+from msan.training.losses import loss_named
+from msan.training.recipe import RecipeError, TrainConfig
+from msan.training.schedule import Schedule
 from msan_runtime.errors import MsanError
 
 __all__ = ["NotFiniteError", "StepResult", "Trainer"]

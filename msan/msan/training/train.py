@@ -15,16 +15,16 @@ from typing import Any
 
 from torch import Tensor
 
-from msan.datasets import Batch, tensors_from_batch
-from msan.distributed import Team
-from msan.loader import DataOptions, TrainingData, batches, open_data
-from msan.monitor import Monitor, Progress
-from msan.readers import DatasetError, find_pair_sets, layout_of, picture_files
-from msan.recipe import TrainConfig
-from msan.run_folder import RunFolder
-from msan.schedule import Schedule, plan_schedule
-from msan.trainer import NotFiniteError, StepResult, Trainer
-from msan.validation import ValidationSet, open_validation
+from msan.data.datasets import Batch, tensors_from_batch
+from msan.data.loader import DataOptions, TrainingData, batches, open_data
+from msan.data.readers import DatasetError, find_pair_sets, layout_of, picture_files
+from msan.training.distributed import Team
+from msan.training.monitor import Monitor, Progress
+from msan.training.recipe import TrainConfig
+from msan.training.run_folder import RunFolder
+from msan.training.schedule import Schedule, plan_schedule
+from msan.training.trainer import NotFiniteError, StepResult, Trainer
+from msan.training.validation import ValidationSet, open_validation
 from msan_runtime.errors import MsanError
 
 __all__ = ["Progress", "TrainError", "TrainOptions", "TrainResult", "TrainStoppedError", "train"]

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from msan.blur import BlurSpec, blur_along
-from msan.readers import DatasetError
-from msan.trajectories import random_trajectories
+from msan.data.readers import DatasetError
+from msan.degradation.blur import BlurSpec, blur_along
+from msan.degradation.trajectories import random_trajectories
 from msan_runtime.contract import PictureArray
 from msan_runtime.image import read_picture
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from msan.evaluate import Evaluation, Metric
-from msan.methods import Method
-from msan.published import CITATION, FULL_TEST_SETS, PUBLISHED, PublishedMethod
+from msan.evaluation.evaluate import Evaluation, Metric
+from msan.evaluation.methods import Method
+from msan.evaluation.published import CITATION, FULL_TEST_SETS, PUBLISHED, PublishedMethod
 
 __all__ = ["score_notes", "score_tables"]
 

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from msan.evaluation_sets import EvaluationSet, MeasuredPair
-from msan.readers import DatasetError, picture_files
+from msan.data.readers import DatasetError, picture_files
+from msan.evaluation.sets import EvaluationSet, MeasuredPair
 from msan_runtime.contract import PictureArray
 from msan_runtime.image import read_picture
 

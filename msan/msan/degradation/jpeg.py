@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from msan.blur import BlurError
+from msan.degradation.blur import BlurError
 
 __all__ = ["JpegSpec", "Subsampling", "jpeg_round_trip"]
 

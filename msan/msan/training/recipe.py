@@ -11,10 +11,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from msan.blur import BlurSpec
-from msan.losses import LossName
-from msan.readers import LayoutName
+from msan.data.readers import LayoutName
+from msan.degradation.blur import BlurSpec
 from msan.spec import MSAN, ModelSpec, spec_named
+from msan.training.losses import LossName
 from msan_runtime.errors import MsanError
 
 __all__ = ["AmpName", "RecipeError", "TrainConfig", "load_recipe", "recipe_from_dict", "recipe_names"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from msan.evaluate import Metric, PictureScore, Scores
-from msan.evaluation_sets import MeasuredPair
+from msan.evaluation.evaluate import Metric, PictureScore, Scores
+from msan.evaluation.sets import MeasuredPair
 from msan_runtime.contract import PictureArray
 from msan_runtime.errors import MsanError
 from msan_runtime.image import Picture, write_picture

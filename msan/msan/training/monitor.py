@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from msan.event_file import EventFile
-from msan.run_folder import RunFolder
-from msan.trainer import StepResult
-from msan.validation import ValidationResult
+from msan.training.event_file import EventFile
+from msan.training.run_folder import RunFolder
+from msan.training.trainer import StepResult
+from msan.training.validation import ValidationResult
 
 __all__ = ["Monitor", "Progress"]
 

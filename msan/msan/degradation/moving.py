@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from msan.blur import BlurSpec, frames_along
-from msan.trajectories import random_trajectories
+from msan.degradation.blur import BlurSpec, frames_along
+from msan.degradation.trajectories import random_trajectories
 
 __all__ = ["MovingRegion", "frames_with_regions", "random_regions", "region_mask"]
 
@@ -35,7 +35,7 @@ class MovingRegion:
     """A region and how it moves.
 
     Attributes:
-        trajectory: T×4 float32, as of a camera (see ``msan.blur``), about the region's own centre.
+        trajectory: T×4 float32, as of a camera (see ``msan.degradation.blur``), about the region's own centre.
         centre: (down, right) as shares of the picture's height and width without its margin.
         radius: as a share of the shorter side without the margin.
         outline: complex amplitude of each harmonic, from the first, of the outline's log radius.

@@ -10,10 +10,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from msan.blur import BlurError, BlurSpec
-from msan.degrade import Degradation, apply_degradations, draw_degradation, levels_from_picture, margin_px
-from msan.moving import region_mask
-from msan.trajectories import LEVER_PX
+from msan.degradation.blur import BlurError, BlurSpec
+from msan.degradation.degrade import Degradation, apply_degradations, draw_degradation, levels_from_picture, margin_px
+from msan.degradation.moving import region_mask
+from msan.degradation.trajectories import LEVER_PX
 from msan_runtime.contract import PictureArray
 
 __all__ = ["contact_sheet", "described"]

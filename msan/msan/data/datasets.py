@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from msan.degrade import degrade, margin_px
-from msan.pictures import Fetched, PictureStore
-from msan.recipe import TrainConfig
+from msan.data.pictures import Fetched, PictureStore
+from msan.degradation.degrade import degrade, margin_px
+from msan.training.recipe import TrainConfig
 
 __all__ = ["Batch", "Sample", "SampleSet", "collate", "gradient_energy", "tensors_from_batch"]
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from msan.evaluation_sets import EvaluationSet, MeasuredPair
-from msan.onnx_file import open_onnx_file
-from msan.readers import DatasetError
-from msan.results import match_results, read_result
+from msan.data.readers import DatasetError
+from msan.evaluation.onnx_file import open_onnx_file
+from msan.evaluation.results import match_results, read_result
+from msan.evaluation.sets import EvaluationSet, MeasuredPair
 from msan_runtime.bundle import Bundle, find_bundle, shipped_bundles
 from msan_runtime.contract import PictureArray, pad_to, round_up
 from msan_runtime.deblur import Deblurrer

@@ -13,9 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from msan.datasets import Batch, Sample, SampleSet, collate
-from msan.degrade import margin_px
-from msan.pictures import (
+from msan.data.datasets import Batch, Sample, SampleSet, collate
+from msan.data.pictures import (
     CacheName,
     PairPictures,
     PictureStore,
@@ -24,8 +23,9 @@ from msan.pictures import (
     fits_in_memory,
     large_enough,
 )
-from msan.readers import DatasetError, Pair, find_pair_sets, layout_of, picture_files
-from msan.recipe import TrainConfig
+from msan.data.readers import DatasetError, Pair, find_pair_sets, layout_of, picture_files
+from msan.degradation.degrade import margin_px
+from msan.training.recipe import TrainConfig
 from msan_runtime.errors import MsanError
 
 __all__ = ["DataOptions", "TrainingData", "batches", "open_data"]

@@ -1,0 +1,3 @@
+"""Evaluation: from a method and a data set to tables."""
+
+__all__: list[str] = []

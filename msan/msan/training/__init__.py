@@ -1,0 +1,3 @@
+"""Training: from a recipe and pictures to checkpoints."""
+
+__all__: list[str] = []
