@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -91,6 +92,8 @@ def join_team(device: str | None = None) -> Generator[Team]:
     try:
         yield Team(rank=dist.get_rank(), processes=processes, device=own)
     finally:
+        # What is left of the group's users must go before it: Gloo may wait forever for what goes after.
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,9 @@ def train(
     options = options or TrainOptions()
     data = open_data(roots, config, options.data)
     run = _Run(data, RunFolder(folder), config, team, options)
-    run.open()
-    run.go()
+    with ExitStack() as leaving:
+        run.open(leaving)
+        run.go()
     return run.result()
 
 
@@ -122,14 +124,15 @@ class _Run:
             on_progress=options.on_progress if team.leads else None,
         )
 
-    def open(self) -> None:
-        """Open the folder, and load the state that is in it."""
+    def open(self, leaving: ExitStack) -> None:
+        """Open the folder, and load the state that is in it; ``leaving`` hears what is to be closed."""
         if self.team.leads:
             a_step = self.config.batch * self.team.processes
             self.folder.open(self.config, samples_a_step=a_step, fingerprint=self.data.fingerprint())
         # The others wait here, so that none loads what the leader may still refuse.
         self.team.sum(0.0)
         self.trainer = Trainer(self.config, self.schedule, self.team)
+        leaving.callback(self.trainer.close)
         self.validation = self._validation() if self.team.leads else None
         state = self.folder.load_state()
         if state is not None:

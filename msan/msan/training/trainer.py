@@ -126,6 +126,10 @@ class Trainer:
             reason = type(error).__name__
             raise CheckpointError(f"the saved state is not of this run ({reason}). Remove it to start again") from error
 
+    def close(self) -> None:
+        """Let go of what joins this process to the others; it trains no more."""
+        self._forward = self.network
+
     def _loss(self, blurred: Tensor, sharp: Tensor) -> Tensor:
         if self.config.channels_last:
             blurred = blurred.contiguous(memory_format=torch.channels_last)
