@@ -148,7 +148,7 @@ class TestTwoProcesses:
         both = together(launcher, "train", folder, "-o", tmp_path / "stopping", *options)
         assert [process.wait() for process in both] == [2, 2]
         assert re.search(
-            r"error: .*png is not a JPEG.*\(step 0\)\. Repair it, or train with --skip-bad", both[0].errors
+            r"error: .*png is not a JPEG.*\(step 1\)\. Repair it, or train with --skip-bad", both[0].errors
         )
         assert both[1].errors == ""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -64,6 +64,7 @@ def test_a_pair_of_unequal_size_is_refused_with_both_sizes(tmp_path: Path) -> No
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(st.integers(8, 150), st.integers(8, 150), st.just(0) | st.integers(30, 120), st.sampled_from([1, 6]))
+@example(92, 184, 25, 1)  # Pillow's thumbnail would make it 13×25
 def test_the_size_told_by_the_head_is_the_size_decoded(
     tmp_path: Path, height: int, width: int, long_side_px: int, orientation: int
 ) -> None:

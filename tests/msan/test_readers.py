@@ -482,3 +482,13 @@ import msan.evaluation.alignment, msan.evaluation.metrics, msan.data.readers, ms
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("blurred", ["GOPR0001/blur", "GOPR0001/blur_gamma", "deep/input"])
+def test_a_folder_that_holds_blurred_pictures_is_not_one_of_sharp_ones(blurred: str, tmp_path: Path) -> None:
+    for name in (blurred, "sharp"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
+    with pytest.raises(DatasetError, match="holds blurred pictures"):
+        picture_files(tmp_path)
+    assert len(picture_files(tmp_path / "sharp")) == 1

@@ -452,7 +452,7 @@ class TestRunFolder:
     ) -> None:
         (tmp_path / "held").mkdir()
         (tmp_path / "held" / "a.png").write_bytes(b"no picture")
-        with pytest.raises(DatasetError, match=r"no picture in .*held can be validated on: they are damaged"):
+        with pytest.raises(MsanError, match=r"a\.png is not a JPEG"):
             train([sharp_folder], tmp_path / "run", miniature, validate=tmp_path / "held")
 
     def test_what_was_stopped_with_other_data_or_another_recipe_is_refused(

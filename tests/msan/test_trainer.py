@@ -124,6 +124,7 @@ def test_memory_layout_changes_nothing_and_the_rest_does(change: dict[str, objec
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # from the compiler's own modules
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 def test_a_compiled_network_learns_the_same(amp: str, config: TrainConfig) -> None:
     config = dataclasses.replace(config, amp=amp)
@@ -255,5 +256,5 @@ class TestStart:
                 parameter.mul_(1e20)
         save_checkpoint(network, tmp_path / "huge.safetensors", {})
         ours = trainer(dataclasses.replace(config, init=str(tmp_path / "huge.safetensors")))
-        with pytest.raises(NotFiniteError, match="the loss is nan at step 0"):
+        with pytest.raises(NotFiniteError, match="the loss is nan at step 1"):
             ours.take_step(*batch(0))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from msan.data.readers import find_pair_sets, picture_files
 from msan.training.recipe import TrainConfig
 from msan.training.validation import ValidationSet, open_validation
+from msan_runtime.errors import MsanError
 
 CPU = torch.device("cpu")
 
@@ -88,18 +89,21 @@ def test_sharp_pictures_are_blurred_with_the_same_seeds_each_time(miniature: Tra
         assert torch.equal(one[0], three[0])
 
 
-def test_bad_and_small_pictures_are_left_out_and_counted(
+def test_small_pictures_are_left_out_and_bad_ones_stop_or_are_named(
     miniature: TrainConfig, make_pictures: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = make_pictures(tmp_path / "a", 2)
     make_pictures(tmp_path / "a" / "small", 1, height=30, width=90)
     (folder / "broken.png").write_bytes(b"no picture")
     heard: list[str] = []
-    opened = open_validation(picture_files(folder), [], miniature, heard.append)
+    with pytest.raises(MsanError, match=r"broken\.png"):
+        open_validation(picture_files(folder), [], miniature, heard.append)
+    opened = open_validation(picture_files(folder), [], miniature, heard.append, skip_bad=True)
     assert opened is not None
     assert len(opened.crops) == 2
-    assert heard == ["2 validation pictures left out: they are damaged, or too small"]
-    assert open_validation([folder / "broken.png"], [], miniature, heard.append) is None
+    assert "broken.png" in heard[0]
+    assert heard[1:] == ["1 validation pictures left out: they are too small"]
+    assert open_validation([folder / "broken.png"], [], miniature, heard.append, skip_bad=True) is None
 
 
 def test_a_picture_smaller_than_the_crop_is_taken_as_large_as_it_is(

@@ -61,6 +61,10 @@ EXPECTED: dict[LayoutName, str] = {
 }
 
 
+BLURRED_FOLDERS = frozenset({"blur", "blur_gamma", "input"})
+"""What folders of blurred pictures are called in the layouts of pairs."""
+
+
 class DatasetError(MsanError):
     """A data set, or a folder of pictures, that cannot be trained or measured on."""
 
@@ -111,10 +115,10 @@ class PairSet:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """Every picture file under ``folder``, sorted by its path in it; hidden ones are left out.
+    """Every picture file under a folder of sharp pictures, sorted by its path in it; hidden ones are left out.
 
     Raises:
-        DatasetError: if there is no such folder, or no picture in it.
+        DatasetError: if there is no such folder, no picture in it, or blurred ones by the name of their folder.
     """
     if not folder.is_dir():
         raise DatasetError(f"no folder of pictures at {folder}")
@@ -122,6 +126,12 @@ def picture_files(folder: Path) -> list[Path]:
     files = [file for file in find_pictures(folder) if not _hidden(file.relative_to(folder))]
     if not files:
         raise DatasetError(f"no JPEG, PNG, WebP or TIFF picture under {folder}")
+    blurred = next((f for f in files if BLURRED_FOLDERS & set(f.relative_to(folder).parts[:-1])), None)
+    if blurred is not None:
+        raise DatasetError(
+            f"{folder} holds blurred pictures ({blurred.relative_to(folder)}), but no layout of pairs is recognised: "
+            "give the data set's own folder, the one that holds train and test"
+        )
     return files
 
 

@@ -69,12 +69,14 @@ def device_named(name: str | None) -> torch.device:
         DeviceError: if it is not here.
     """
     chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(chosen)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise DeviceError(f"no device {chosen!r} here. There are: {', '.join(_devices())}") from error
-    return device
+    if chosen == "cpu" or chosen.partition(":")[0] == "cuda":
+        try:
+            device = torch.device(chosen)
+            torch.empty(1, device=device)
+            return device
+        except (RuntimeError, AssertionError):
+            pass
+    raise DeviceError(f"no device {chosen!r} to train on here. There are: {', '.join(_devices())}")
 
 
 @contextmanager

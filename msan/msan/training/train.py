@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,10 +137,20 @@ class _Run:
         state = self.folder.load_state()
         if state is not None:
             self.trainer.load_state(state)
-            self.best_db = state["best_db"]
+            self._load_best(state)
             self.monitor.load_state(state["monitor"])
         if self.team.leads:
             self.monitor.start(self.trainer.step)
+
+    def _load_best(self, state: Mapping[str, Any]) -> None:
+        if state["validated_on"] == self._validated_on:
+            self.best_db = state["best_db"]
+        else:
+            self.options.data.announce("validation on other pictures than before: what was best there does not count")
+
+    @property
+    def _validated_on(self) -> str:
+        return "held back" if self.options.validate is None else str(self.options.validate.resolve())
 
     def go(self) -> None:
         """Train to the last step."""
@@ -173,7 +183,7 @@ class _Run:
         except NotFiniteError as error:
             # It is so in all processes: the loss and the gradient are theirs together.
             names = self.team.union(dict.fromkeys(batch.names, ""))
-            raise _not_finite(f"{error}; its batch: {', '.join(names)}") from error
+            raise self._not_finite(f"{error}; its batch: {', '.join(names)}") from error
 
     def _tensors(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return tensors_from_batch(batch, self.config, self.team.device)
@@ -182,7 +192,7 @@ class _Run:
         met = self.team.union(self.met)
         if not self.options.skip_bad:
             why = next(iter(met.values()))
-            raise TrainError(f"{why} (step {self.trainer.step - 1}). Repair it, or train with --skip-bad")
+            raise TrainError(f"{why} (step {self.trainer.step}). Repair it, or train with --skip-bad")
         for name in sorted(met.keys() - self.bad.keys()):
             self.options.data.announce(f"skipped: {met[name]}")
         self.bad |= met
@@ -221,14 +231,15 @@ class _Run:
 
     def _save(self) -> None:
         self._save_weights(self.folder.last)
-        state: dict[str, Any] = {**self.trainer.state(), "best_db": self.best_db, "monitor": self.monitor.state()}
+        best = {"best_db": self.best_db, "validated_on": self._validated_on}
+        state: dict[str, Any] = {**self.trainer.state(), **best, "monitor": self.monitor.state()}
         self.folder.save_state(state)
 
     def _save_weights(self, path: Path) -> None:
         try:
             self.trainer.check_weights()
         except NotFiniteError as error:
-            raise _not_finite(str(error)) from error
+            raise self._not_finite(str(error)) from error
         metadata = {
             "msan.recipe": json.dumps(self.config.to_dict()),
             "msan.step": str(self.trainer.step),
@@ -243,18 +254,15 @@ class _Run:
             paired = root.is_dir() and layout_of(root) is not None
             files = [] if paired else picture_files(root)
             pairs = [p for s in find_pair_sets(root, layout=self.config.layout) for p in s.pairs] if paired else []
-        opened = open_validation(files, pairs, self.config, self.options.data.announce)
+        opened = open_validation(files, pairs, self.config, self.options.data.announce, skip_bad=self.options.skip_bad)
         if opened is None and root is not None:
-            raise DatasetError(f"no picture in {root} can be validated on: they are damaged, or too small")
+            raise DatasetError(f"no picture in {root} can be validated on: they are too small")
         return opened
 
     def _stopped(self) -> TrainStoppedError:
         at = f"stopped at step {self.trainer.step} of {self.schedule.steps}"
         return TrainStoppedError(f"{at}, saved to {self.folder.path}: the same command goes on")
 
-
-def _not_finite(what: str) -> TrainError:
-    return TrainError(
-        f"{what}. The state of an earlier step is kept: "
-        "train in another folder with a lower learning rate, or without fp16"
-    )
+    def _not_finite(self, what: str) -> TrainError:
+        kept = "The state of an earlier step is kept" if self.folder.state.exists() else "No state was saved yet"
+        return TrainError(f"{what}. {kept}: train in another folder with a lower learning rate, or without fp16")

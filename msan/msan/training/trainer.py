@@ -140,7 +140,7 @@ class Trainer:
 
     def _check_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):
-            raise NotFiniteError(f"the {name} is {value} at step {self.step}")
+            raise NotFiniteError(f"the {name} is {value} at step {self.step + 1}")
 
 
 def _initial_network(config: TrainConfig) -> MsanNetwork:

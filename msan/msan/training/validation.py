@@ -62,46 +62,48 @@ class ValidationSet:
 
 
 def open_validation(
-    files: Sequence[Path], pairs: Sequence[Pair], config: TrainConfig, announce: Callable[[str], None]
+    files: Sequence[Path],
+    pairs: Sequence[Pair],
+    config: TrainConfig,
+    announce: Callable[[str], None],
+    *,
+    skip_bad: bool = False,
 ) -> ValidationSet | None:
     """Centre crops of held-back pairs and of held-back sharp pictures, blurred with fixed seeds; ``None`` if none.
 
-    Pictures that are damaged, or too small for a crop of 64 px, are left out, and ``announce`` hears how many.
+    Pictures too small for a crop of 64 px are left out, and ``announce`` hears how many.
+
+    Raises:
+        MsanError: for a picture that cannot be decoded; with ``skip_bad``, ``announce`` hears of it instead.
     """
-    crops: list[tuple[Tensor, Tensor]] = []
     paired = PairPictures(pairs=_spread(pairs))
-    for index in range(len(paired.pairs)):
-        crops.extend(_pair_crop(paired, index, config))
     sharp = SharpPictures(files=_spread(files), long_side_px=config.long_side_px)
-    for index in range(len(sharp.files)):
-        crops.extend(_made_crop(sharp, index, config))
-    left_out = len(paired.pairs) + len(sharp.files) - len(crops)
-    if left_out:
-        announce(f"{left_out} validation pictures left out: they are damaged, or too small")
-    return ValidationSet(crops=crops) if crops else None
+    crops: list[tuple[Tensor, Tensor] | None] = []
+    for source in (paired, sharp):
+        for index in range(len(source.names)):
+            try:
+                crops.append(_crop(source, index, config))
+            except MsanError as error:
+                if not skip_bad:
+                    raise
+                announce(f"skipped: {error}")
+    if None in crops:
+        announce(f"{crops.count(None)} validation pictures left out: they are too small")
+    large = [crop for crop in crops if crop is not None]
+    return ValidationSet(crops=large) if large else None
 
 
-def _pair_crop(source: PairPictures, index: int, config: TrainConfig) -> list[tuple[Tensor, Tensor]]:
-    try:
-        blurred, sharp = source.load(index)
-    except MsanError:
-        return []
-    side = _side_px(sharp, 0, config)
-    return [(_centre(blurred, side), _centre(sharp, side))] if side else []
-
-
-def _made_crop(source: SharpPictures, index: int, config: TrainConfig) -> list[tuple[Tensor, Tensor]]:
-    try:
-        (sharp,) = source.load(index)
-    except MsanError:
-        return []
-    margin = margin_px(config.blur)
+def _crop(source: PairPictures | SharpPictures, index: int, config: TrainConfig) -> tuple[Tensor, Tensor] | None:
+    """Blurred and sharp centre crop of a picture; ``None`` if it is too small."""
+    *blurred, sharp = source.load(index)
+    margin = 0 if blurred else margin_px(config.blur)
     side = _side_px(sharp, margin, config)
     if not side:
-        return []
-    crop = _centre(sharp, side + 2 * margin)
-    blurred = degrade(crop[None], [index], config.blur, margin_px=margin)[0]
-    return [((blurred * 255).round().to(torch.uint8), _centre(sharp, side))]
+        return None
+    if blurred:
+        return _centre(blurred[0], side), _centre(sharp, side)
+    made = degrade(_centre(sharp, side + 2 * margin)[None], [index], config.blur, margin_px=margin)[0]
+    return (made * 255).round().to(torch.uint8), _centre(sharp, side)
 
 
 def _side_px(picture: Tensor, margin: int, config: TrainConfig) -> int:
