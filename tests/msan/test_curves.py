@@ -54,7 +54,12 @@ def test_a_log_cut_short_in_its_last_line_is_drawn(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("lines", "target", "words"),
-    [(None, "curves.png", "no training run"), ([], "curves.png", "no step yet"), ([{}], "no/c.png", "no folder")],
+    [
+        (None, "curves.png", "no training run"),
+        ([], "curves.png", "no step yet"),
+        ([{}], "no/c.png", "a folder that is there"),
+        ([{}], "c.jpg", r"a \.png file"),
+    ],
 )
 def test_what_cannot_be_drawn_is_refused(
     lines: list[dict[str, object]] | None, target: str, words: str, tmp_path: Path

@@ -159,7 +159,7 @@ class TestTwoProcesses:
         options = ["--recipe", recipe, "--device", "cpu", "--batch", "1"]
         both = together(launcher, "train", sharp_folder, "-o", tmp_path / "file", *options)
         assert [process.wait() for process in both] == [2, 2]
-        assert re.search(r"error: cannot write into .*file: .*Choose another folder", both[0].errors)
+        assert re.search(r"error: cannot write into .*file: .*choose another folder", both[0].errors)
         assert both[1].errors == ""
 
     @pytest.mark.slow

@@ -23,6 +23,7 @@ from msan.data.readers import (
     layout_of,
     picture_files,
     read_pair,
+    sharp_files,
 )
 from msan_runtime.errors import PictureError
 
@@ -490,5 +491,5 @@ def test_a_folder_that_holds_blurred_pictures_is_not_one_of_sharp_ones(blurred: 
         (tmp_path / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
     with pytest.raises(DatasetError, match="holds blurred pictures"):
-        picture_files(tmp_path)
-    assert len(picture_files(tmp_path / "sharp")) == 1
+        sharp_files(tmp_path)
+    assert len(sharp_files(tmp_path / "sharp")) == 1

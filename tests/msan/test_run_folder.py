@@ -158,7 +158,7 @@ class TestOpening:
     ) -> None:
         folder.path.touch()
         place = RunFolder(folder.path / "deeper") if inside else folder
-        with pytest.raises(RunFolderError, match=r"cannot write into .*run.*Choose another folder"):
+        with pytest.raises(RunFolderError, match=r"cannot write into .*run.* choose another folder"):
             begin(place, miniature)
 
 
@@ -252,3 +252,28 @@ class TestLog:
         begin(folder, miniature)
         folder.trim_log(0)
         assert not folder.log.exists()
+
+
+class TestOthersRuns:
+    def test_a_folder_in_use_is_refused_until_it_is_closed(self, tmp_path: Path, miniature: TrainConfig) -> None:
+        first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+        first.open(miniature, samples_a_step=2, fingerprint="0" * 8)
+        with pytest.raises(RunFolderError, match="in use by another training"):
+            second.open(miniature, samples_a_step=2, fingerprint="0" * 8)
+        first.close()
+        second.open(miniature, samples_a_step=2, fingerprint="0" * 8)
+
+    def test_weights_of_a_run_without_a_state_do_not_stay(self, tmp_path: Path, miniature: TrainConfig) -> None:
+        folder = RunFolder(tmp_path)
+        for file in (folder.best, folder.last):
+            file.write_bytes(b"of a run that was killed")
+        folder.open(miniature, samples_a_step=2, fingerprint="0" * 8)
+        assert not folder.best.exists()
+        assert not folder.last.exists()
+
+    def test_a_damaged_log_is_read_up_to_the_damage(self, tmp_path: Path) -> None:
+        log = tmp_path / "log.jsonl"
+        log.write_bytes(b'{"step": 1, "loss": 0.5}\n{"loss": 1}\n{"step": 3}\n')
+        assert read_log(log) == [{"step": 1, "loss": 0.5}]
+        log.write_bytes(b'{"step": 1, "loss": 0.5}\n\xff\xfe\n')
+        assert read_log(log) == [{"step": 1, "loss": 0.5}]

@@ -17,7 +17,7 @@ __all__ = ["blur"]
 
 MOST_INSTANTS = 1000
 
-screen = Console(highlight=False)
+screen = Console(highlight=False, emoji=False)
 
 
 def blur(

@@ -10,7 +10,7 @@ from rich.console import Console
 
 __all__ = ["curves"]
 
-screen = Console(highlight=False)
+screen = Console(highlight=False, emoji=False)
 
 
 def curves(
@@ -24,4 +24,4 @@ def curves(
 
     path = output or run / "curves.png"
     save_curves(run, path)
-    screen.print(str(path), soft_wrap=True)
+    screen.print(str(path), soft_wrap=True, markup=False, emoji=False)

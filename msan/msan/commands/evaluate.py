@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate"]
 
-screen = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+screen = Console(highlight=False, emoji=False)
+errors = Console(stderr=True, highlight=False, emoji=False)
 
 PIPE_COLUMNS = 160
 """Where nobody's window sets a width, no table is folded."""

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-screen = Console(highlight=False, markup=False)
-errors = Console(stderr=True, highlight=False, markup=False)
+screen = Console(highlight=False, markup=False, emoji=False)
+errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 Flag = bool | None
 LossOption = Literal["bce", "mse"]

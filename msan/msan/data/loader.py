@@ -23,7 +23,7 @@ from msan.data.pictures import (
     fits_in_memory,
     large_enough,
 )
-from msan.data.readers import DatasetError, Pair, find_pair_sets, layout_of, picture_files
+from msan.data.readers import DatasetError, Pair, find_pair_sets, layout_of, sharp_files
 from msan.degradation.degrade import margin_px
 from msan.training.recipe import TrainConfig
 from msan_runtime.errors import MsanError
@@ -153,7 +153,7 @@ def _find(
     root: Path, config: TrainConfig, pairs: list[Pair], files: list[Path], announce: Callable[[str], None]
 ) -> None:
     if not root.is_dir() or layout_of(root) is None:
-        found = picture_files(root)
+        found = sharp_files(root)
         files.extend(found)
         announce(f"{root}: {len(found)} sharp pictures, to be blurred")
         return

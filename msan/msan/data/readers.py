@@ -34,6 +34,7 @@ __all__ = [
     "layout_of",
     "picture_files",
     "read_pair",
+    "sharp_files",
 ]
 
 LayoutName = Literal["gopro", "gopro-gamma", "hide", "realblur-j", "realblur-r", "pairs"]
@@ -115,10 +116,10 @@ class PairSet:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """Every picture file under a folder of sharp pictures, sorted by its path in it; hidden ones are left out.
+    """Every picture file under ``folder``, sorted by its path in it; hidden ones are left out.
 
     Raises:
-        DatasetError: if there is no such folder, no picture in it, or blurred ones by the name of their folder.
+        DatasetError: if there is no such folder, or no picture in it.
     """
     if not folder.is_dir():
         raise DatasetError(f"no folder of pictures at {folder}")
@@ -126,6 +127,16 @@ def picture_files(folder: Path) -> list[Path]:
     files = [file for file in find_pictures(folder) if not _hidden(file.relative_to(folder))]
     if not files:
         raise DatasetError(f"no JPEG, PNG, WebP or TIFF picture under {folder}")
+    return files
+
+
+def sharp_files(folder: Path) -> list[Path]:
+    """Every picture file under a folder of sharp pictures, as ``picture_files``.
+
+    Raises:
+        DatasetError: besides, if blurred ones are among them, by the name of their folder.
+    """
+    files = picture_files(folder)
     blurred = next((f for f in files if BLURRED_FOLDERS & set(f.relative_to(folder).parts[:-1])), None)
     if blurred is not None:
         raise DatasetError(

@@ -20,6 +20,7 @@ from msan.data.readers import (
     layout_of,
     picture_files,
     read_pair,
+    sharp_files,
 )
 from msan_runtime.contract import PictureArray
 from msan_runtime.errors import MissingExtraError, MsanError
@@ -198,7 +199,8 @@ def find_evaluation_sets(
 
 def _sets_of(root: Path, layout: EvaluationLayout | None, split: Split, limit: int | None) -> tuple[EvaluationSet, ...]:
     if layout == "blur-set" or (layout is None and (not root.is_dir() or layout_of(root) is None)):
-        files = tuple(picture_files(root))
+        # Asked for by name, the pictures are taken as they are.
+        files = tuple(picture_files(root) if layout == "blur-set" else sharp_files(root))
         return (BlurredPictures(name=root.resolve().name, root=root, limit=limit, source=files),)
     sets = find_pair_sets(root, layout=layout, split=split)
     return tuple(PairedPictures(name=one.name, root=root, limit=limit, source=one) for one in sets)

@@ -34,8 +34,8 @@ def save_curves(folder: Path, path: Path) -> None:
     losses = [line for line in lines if "loss" in line]
     if not losses:
         raise CurvesError(f"{run.log} holds no step yet")
-    if not path.parent.is_dir():
-        raise CurvesError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.suffix.lower() != ".png" or path.is_dir() or not path.parent.is_dir():
+        raise CurvesError(f"cannot write {path}: give the name of a .png file in a folder that is there")
     figure = _figure(losses, [line for line in lines if "validation" in line])
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

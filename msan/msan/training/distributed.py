@@ -76,7 +76,7 @@ def device_named(name: str | None) -> torch.device:
             return device
         except (RuntimeError, AssertionError):
             pass
-    raise DeviceError(f"no device {chosen!r} to train on here. There are: {', '.join(_devices())}")
+    raise DeviceError(f"no device {chosen!r} here. There are: {', '.join(_devices())}")
 
 
 @contextmanager

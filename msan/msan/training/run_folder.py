@@ -14,6 +14,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from msan.checkpoint import CheckpointError
@@ -42,14 +43,16 @@ class RunFolder:
         self.best = path / "best.safetensors"
         self.last = path / "last.safetensors"
         self.tensorboard = path / "tensorboard"
+        self._held = FileLock(path / ".lock")
 
-    def open(self, config: TrainConfig, *, samples_a_step: int, fingerprint: str) -> None:
+    def open(self, config: TrainConfig, *, samples_a_step: int, fingerprint: str, steps: int | None = None) -> None:
         """Make the folder, or check that the run in it is this one. A run that saved no state yet is begun anew.
 
         Args:
             config: the recipe.
             samples_a_step: of all processes; the same in a resumed run.
             fingerprint: eight digits a picture; those of a few may change, by a repair.
+            steps: that the run is to have; not fewer than it has done.
 
         Raises:
             RunFolderError: if the folder holds a run of another recipe or other data, or cannot be written.
@@ -58,13 +61,33 @@ class RunFolder:
         ours: dict[str, Any] = json.loads(json.dumps({"config": config.to_dict(), "data": data}))
         if self.recipe.exists():
             self._check_same(ours)
+        done = (self.load_state() or {}).get("step", 0) if steps is not None else 0
+        if steps is not None and done > steps:
+            raise RunFolderError(f"the run in {self.path} has done {done} steps, more than the {steps} asked for")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
             for abandoned in self.path.glob(".*.tmp"):
                 abandoned.unlink()
+            if not self.state.exists():
+                # Of a run that was ended before its first state, perhaps one of another recipe.
+                self.best.unlink(missing_ok=True)
+                self.last.unlink(missing_ok=True)
             write_text(self.recipe, json.dumps(ours, indent=2) + "\n")
         except OSError as error:
-            raise RunFolderError(f"cannot write into {self.path}: {error.strerror}. Choose another folder") from error
+            raise RunFolderError(
+                f"cannot write into {self.path}: {error.strerror}. Make room, or choose another folder"
+            ) from error
+
+    def close(self) -> None:
+        """Let other processes open the folder."""
+        self._held.release()
+
+    def _lock(self) -> None:
+        try:
+            self._held.acquire(timeout=0)
+        except Timeout as error:
+            raise RunFolderError(f"{self.path} is in use by another training. Choose another folder") from error
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Replace the state that a run goes on from."""
@@ -134,12 +157,13 @@ class RunFolder:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; a last line that was cut short is left out."""
+    """The lines of a run's log; from a line that was damaged or cut short on, they are left out."""
     lines: list[dict[str, Any]] = []
-    for text in path.read_text().splitlines():
+    for text in path.read_text(errors="replace").splitlines():
         try:
-            lines.append(dict(json.loads(text)))
-        except (ValueError, TypeError):
+            line = dict(json.loads(text))
+            lines.append({**line, "step": int(line["step"])})
+        except (KeyError, ValueError, TypeError):
             break
     return lines
 

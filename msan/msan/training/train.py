@@ -18,7 +18,7 @@ from torch import Tensor
 
 from msan.data.datasets import Batch, tensors_from_batch
 from msan.data.loader import DataOptions, TrainingData, batches, open_data
-from msan.data.readers import DatasetError, find_pair_sets, layout_of, picture_files
+from msan.data.readers import DatasetError, find_pair_sets, layout_of, sharp_files
 from msan.training.distributed import Team
 from msan.training.monitor import Monitor, Progress
 from msan.training.recipe import TrainConfig
@@ -128,7 +128,9 @@ class _Run:
         """Open the folder, and load the state that is in it; ``leaving`` hears what is to be closed."""
         if self.team.leads:
             a_step = self.config.batch * self.team.processes
-            self.folder.open(self.config, samples_a_step=a_step, fingerprint=self.data.fingerprint())
+            leaving.callback(self.folder.close)
+            prints, steps = self.data.fingerprint(), self.schedule.steps
+            self.folder.open(self.config, samples_a_step=a_step, fingerprint=prints, steps=steps)
         # The others wait here, so that none loads what the leader may still refuse.
         self.team.sum(0.0)
         self.trainer = Trainer(self.config, self.schedule, self.team)
@@ -143,7 +145,7 @@ class _Run:
             self.monitor.start(self.trainer.step)
 
     def _load_best(self, state: Mapping[str, Any]) -> None:
-        if state["validated_on"] == self._validated_on:
+        if state.get("validated_on") == self._validated_on:
             self.best_db = state["best_db"]
         else:
             self.options.data.announce("validation on other pictures than before: what was best there does not count")
@@ -252,7 +254,7 @@ class _Run:
         root = self.options.validate
         if root is not None:
             paired = root.is_dir() and layout_of(root) is not None
-            files = [] if paired else picture_files(root)
+            files = [] if paired else sharp_files(root)
             pairs = [p for s in find_pair_sets(root, layout=self.config.layout) for p in s.pairs] if paired else []
         opened = open_validation(files, pairs, self.config, self.options.data.announce, skip_bad=self.options.skip_bad)
         if opened is None and root is not None:
