@@ -201,3 +201,9 @@ class TestBatches:
             data = open_data([folder], miniature, Heard().options(cache=cache))
             met = [batch.bad for batch in batches_of(data, 2)]
             assert [list(bad) for bad in met if bad] == [[str(folder / "002.png")]]
+
+
+def test_a_layout_that_no_folder_has_is_refused(miniature: TrainConfig, sharp_folder: Path) -> None:
+    config = dataclasses.replace(miniature, layout="gopro")
+    with pytest.raises(DatasetError, match="is laid out as gopro"):
+        open_data([sharp_folder], config, DataOptions(announce=lambda _: None))

@@ -126,6 +126,12 @@ class TestOpening:
         with pytest.raises(RunFolderError, match="another set of pictures"):
             begin(folder, miniature, fingerprint=other)
 
+    def test_a_single_picture_must_be_the_same(self, folder: RunFolder, miniature: TrainConfig) -> None:
+        begin(folder, miniature, fingerprint="0" * 8)
+        folder.save_state({})
+        with pytest.raises(RunFolderError, match="another set of pictures"):
+            begin(folder, miniature, fingerprint="1" * 8)
+
     def test_two_pictures_of_which_one_was_repaired_are_the_same_data(
         self, folder: RunFolder, miniature: TrainConfig
     ) -> None:

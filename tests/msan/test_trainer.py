@@ -202,12 +202,16 @@ def test_weights_that_are_no_numbers_are_not_worth_keeping(config: TrainConfig) 
 def test_a_loaded_state_goes_on_to_the_bit(amp: str, config: TrainConfig) -> None:
     config = dataclasses.replace(config, amp=amp, ema_decay=0.9, clip_norm=0.5)
     whole, first, second = trainer(config), trainer(config), trainer(dataclasses.replace(config, init=None))
-    losses = [whole.take_step(*batch(step)).loss for step in range(5)]
-    for step in range(2):
-        first.take_step(*batch(step))
+    for ours in (whole, first):
+        for step in range(2):
+            ours.take_step(*batch(step))
+        # As if a gradient had overflowed.
+        ours.scaler.update(256.0)
+    losses = [whole.take_step(*batch(step)).loss for step in range(2, 5)]
     second.load_state(copy.deepcopy(first.state()))
     assert second.step == 2
-    assert [second.take_step(*batch(step)).loss for step in range(2, 5)] == losses[2:]
+    assert second.scaler.get_scale() == first.scaler.get_scale() == (256 if amp == "fp16" else 1)
+    assert [second.take_step(*batch(step)).loss for step in range(2, 5)] == losses
     assert furthest(second.network, whole.network) == furthest(second.kept, whole.kept) == 0
 
 

@@ -72,6 +72,8 @@ def open_data(roots: Sequence[Path], config: TrainConfig, options: DataOptions) 
     files: list[Path] = []
     for root in roots:
         _find(root, config, pairs, files, options.announce)
+    if config.layout is not None and not pairs:
+        raise DatasetError(f"none of {', '.join(map(str, roots))} is laid out as {config.layout}: leave out the layout")
     kept_pairs, held_pairs = _held_back(pairs, config.held_back)
     kept_files, held_files = _held_back(files, config.held_back)
     wide = config.crop_px + 2 * margin_px(config.blur)
