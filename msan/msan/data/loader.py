@@ -154,7 +154,7 @@ class _StepSampler(Sampler[list[int]]):
 def _find(
     root: Path, config: TrainConfig, pairs: list[Pair], files: list[Path], announce: Callable[[str], None]
 ) -> None:
-    if not root.is_dir() or layout_of(root) is None:
+    if layout_of(root) is None:
         found = sharp_files(root)
         files.extend(found)
         announce(f"{root}: {len(found)} sharp pictures, to be blurred")

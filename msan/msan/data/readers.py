@@ -161,10 +161,12 @@ def read_pair(pair: Pair) -> tuple[PictureArray, PictureArray]:
 
 
 def layout_of(root: Path) -> LayoutName | None:
-    """The layout of what lies in ``root``, or ``None`` if it is none of pairs.
+    """The layout of what lies in ``root``, or ``None`` if it is none of pairs or no folder.
 
     GoPro is ``gopro`` wherever ``blur`` is there. Of a RealBlur root that holds both sets, ``realblur-j``.
     """
+    if not root.is_dir():
+        return None
     if _flat_folders(root) is not None:
         return "pairs"
     if present := _realblur_present(root):

@@ -198,7 +198,7 @@ def find_evaluation_sets(
 
 
 def _sets_of(root: Path, layout: EvaluationLayout | None, split: Split, limit: int | None) -> tuple[EvaluationSet, ...]:
-    if layout == "blur-set" or (layout is None and (not root.is_dir() or layout_of(root) is None)):
+    if layout == "blur-set" or (layout is None and layout_of(root) is None):
         # Asked for by name, the pictures are taken as they are.
         files = tuple(picture_files(root) if layout == "blur-set" else sharp_files(root))
         return (BlurredPictures(name=root.resolve().name, root=root, limit=limit, source=files),)

@@ -253,7 +253,7 @@ class _Run:
         files, pairs = list(self.data.held_sharp), list(self.data.held_pairs)
         root = self.options.validate
         if root is not None:
-            paired = root.is_dir() and layout_of(root) is not None
+            paired = layout_of(root) is not None
             files = [] if paired else sharp_files(root)
             pairs = [p for s in find_pair_sets(root, layout=self.config.layout) for p in s.pairs] if paired else []
         opened = open_validation(files, pairs, self.config, self.options.data.announce, skip_bad=self.options.skip_bad)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from msan.data.pictures import PairPictures, SharpPictures
 from msan.data.readers import Pair
 from msan.degradation.degrade import degrade, margin_px
+from msan.evaluation.metrics import psnr_db
 from msan.training.recipe import TrainConfig
 from msan_runtime.errors import MsanError
 
@@ -124,9 +125,8 @@ def _deblurred(network: nn.Module, blurred: Tensor, device: torch.device) -> Ten
 
 
 def _psnr_db(picture: Tensor, sharp: Tensor) -> float:
-    """PSNR of two uint8 pictures in dB; 100 for equal ones, so that a mean stays a number."""
-    error = (picture.double() - sharp.double()).square().mean()
-    return min(100.0, float(10 * torch.log10(255**2 / error)))
+    """PSNR of two uint8 pictures in dB; 100 at most, so that a mean stays a number."""
+    return min(100.0, psnr_db(picture.numpy(), sharp.numpy()))
 
 
 def _spread(items: Sequence[T]) -> list[T]:
