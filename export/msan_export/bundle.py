@@ -19,6 +19,7 @@ from msan_export.onnx import float16_from_float32, onnx_from_checkpoint
 from msan_export.parity import Case, ParityReport, verify_bundle
 from msan_export.report import parity_json
 from msan_runtime.atomic import write_bytes, write_text
+from msan_runtime.attention import GLOBAL, Attention
 from msan_runtime.contract import CONTRACT_VERSION
 from msan_runtime.errors import BundleError, CheckFailedError
 from msan_runtime.manifest import (
@@ -53,6 +54,7 @@ def deploy(
     spec: EngineSpec,
     cases: Sequence[Case],
     *,
+    attention: Attention = GLOBAL,
     provenance: Mapping[str, str] | None = None,
     on_step: Callable[[str], None] | None = None,
     on_phase: OnPhase | None = None,
@@ -64,6 +66,7 @@ def deploy(
         folder: of the bundle; an older bundle there is replaced, anything else is left alone.
         spec: of the engine, which is FP16.
         cases: pictures to verify on.
+        attention: of every graph and of the engine.
         provenance: more lines for the manifest.
         on_step: told of each step in words.
         on_phase: told of the engine build's progress.
@@ -74,14 +77,14 @@ def deploy(
     """
     say = on_step or (lambda _: None)
     with _staging(folder) as stage:
-        graphs = _write_graphs(checkpoint, stage, say)
+        graphs = _write_graphs(checkpoint, attention, stage, say)
         say(f"building a {spec.flavour} engine for {', '.join(c.sm for c in spec.capabilities)}")
         fp16 = next(graph for graph in graphs if graph.precision == "fp16")
         engine = build_engine((stage / fp16.path).read_bytes(), spec, "fp16", on_phase=on_phase)
         entry = engine_entry(engine, f"{checkpoint.spec.name}.{ENGINE_SUFFIX[spec.flavour]}", fp16.path)
         write_bytes(stage / entry.path, engine.data)
         write_text(stage / f"{entry.path}.json", engine_json(engine, entry))
-        manifest = _manifest(checkpoint, stage, graphs, entry, provenance or {})
+        manifest = replace(_manifest(checkpoint, stage, graphs, entry, provenance or {}), attention=str(attention))
         save_manifest(manifest, stage)
         say(f"verifying against PyTorch on {len(cases)} pictures")
         report = replace(verify_bundle(checkpoint, stage, cases), bundle=folder.name)
@@ -104,16 +107,20 @@ def tool_versions() -> dict[str, str]:
     return found
 
 
-def _write_graphs(checkpoint: Checkpoint, stage: Path, say: Callable[[str], None]) -> tuple[GraphEntry, ...]:
+def _write_graphs(
+    checkpoint: Checkpoint, attention: Attention, stage: Path, say: Callable[[str], None]
+) -> tuple[GraphEntry, ...]:
     name = checkpoint.spec.name
-    say(f"exporting {name} to ONNX, opset {OPSET}")
-    fp32 = onnx_from_checkpoint(checkpoint, io="uint8")
-    save_onnx(float16_from_float32(fp32), stage / f"{name}.fp16.onnx", precision="fp16", io="uint8")
-    save_onnx(fp32, stage / f"{name}.fp32.onnx", precision="fp32", io="uint8")
-    return (
-        GraphEntry(path=f"{name}.fp16.onnx", precision="fp16", io="uint8", opset=OPSET),
-        GraphEntry(path=f"{name}.fp32.onnx", precision="fp32", io="uint8", opset=OPSET),
+    say(f"exporting {name} to ONNX, opset {OPSET}, {attention} attention")
+    fp32 = onnx_from_checkpoint(checkpoint, io="uint8", attention=attention)
+    float32 = onnx_from_checkpoint(checkpoint, io="float32", attention=attention)
+    artifacts = (
+        save_onnx(float16_from_float32(fp32), stage / f"{name}.fp16.onnx", precision="fp16", io="uint8"),
+        save_onnx(fp32, stage / f"{name}.fp32.onnx", precision="fp32", io="uint8"),
+        # For pictures of more than 8 bits.
+        save_onnx(float32, stage / f"{name}.fp32.float.onnx", precision="fp32", io="float32"),
     )
+    return tuple(GraphEntry(path=a.path.name, precision=a.precision, io=a.io, opset=a.opset) for a in artifacts)
 
 
 def _manifest(

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from msan_export.targets import DEFAULT_GPUS, capabilities_named, describe_targets
+from msan_runtime.attention import Attention
 from msan_runtime.errors import MsanError
 
 if TYPE_CHECKING:
@@ -31,6 +32,14 @@ OptOption = Annotated[
     str | None, typer.Option("--opt", help="Typical tile, HEIGHTxWIDTH (default: 720x1280, or --max if smaller).")
 ]
 MaxOption = Annotated[str | None, typer.Option("--max", help="Largest tile, HEIGHTxWIDTH (default: 1920x1920).")]
+AttentionOption = Annotated[
+    str,
+    typer.Option(
+        help="global, or window[:SIZE]: overlapping windows of SIZE×SIZE pixels, a multiple of 8; about 1.5 times the "
+        "training crop if SIZE is left out (384; for msan-s 192).",
+        metavar="global|window[:SIZE]",
+    ),
+]
 PicturesOption = Annotated[
     Path | None, typer.Option(help="Folder of pictures to compare on (default: shipped samples).")
 ]
@@ -51,6 +60,7 @@ def export(
     io: Annotated[
         Literal["uint8", "float32"], typer.Option(help="Pictures, NHWC: uint8, or float32 in [0, 1].")
     ] = "uint8",
+    attention: AttentionOption = "global",
 ) -> None:
     """Export a checkpoint to ONNX (opset 23; any batch, any height and width that are multiples of 8)."""
     from msan.checkpoint import find_checkpoint, load_checkpoint
@@ -60,10 +70,11 @@ def export(
     if output.resolve() == source.resolve():
         raise MsanError(f"{output} is the checkpoint itself and would be overwritten. Choose another -o")
     loaded = load_checkpoint(source)
+    chosen = Attention.parse(attention, loaded.spec.window_px)
     with _writing(output), errors.status("exporting"):
-        artifact = export_onnx(loaded, output, precision=precision, io=io)
-    size_mb = output.stat().st_size / 1e6
-    _say(f"{output}: {loaded.spec.name}, {precision}, {io} pictures, opset {artifact.opset}, {size_mb:.1f} MB")
+        artifact = export_onnx(loaded, output, precision=precision, io=io, attention=chosen)
+    form = f"{precision}, {io} pictures, {chosen} attention, opset {artifact.opset}"
+    _say(f"{output}: {loaded.spec.name}, {form}, {output.stat().st_size / 1e6:.1f} MB")
 
 
 def build(
@@ -135,6 +146,7 @@ def deploy(
     typical: OptOption = None,
     largest: MaxOption = None,
     pictures: PicturesOption = None,
+    attention: AttentionOption = "global",
 ) -> None:
     """Export, build and verify in one go; write a bundle if it passes."""
     from msan.checkpoint import find_checkpoint, load_checkpoint
@@ -143,10 +155,11 @@ def deploy(
 
     spec = _engine_spec(gpu, flavour, smallest, typical, largest)
     loaded, cases = load_checkpoint(find_checkpoint(checkpoint)), sample_cases(pictures)
+    chosen = Attention.parse(attention, loaded.spec.window_px)
     with _phases() as on_phase:
-        done = bundle.deploy(loaded, output, spec, cases, on_step=errors.print, on_phase=on_phase)
+        done = bundle.deploy(loaded, output, spec, cases, attention=chosen, on_step=errors.print, on_phase=on_phase)
     _print_verdict(done.report)
-    _say(f"\n{output}: {loaded.spec.name}, checkpoint {loaded.sha256[:12]}")
+    _say(f"\n{output}: {loaded.spec.name}, {chosen} attention, checkpoint {loaded.sha256[:12]}")
     for file in done.manifest.files:
         _say(f"  {file.path:24} {file.size_bytes / 1e6:6.1f} MB")
     _say(f"Use it: msan deblur PICTURE -o OUT --bundle {output}")

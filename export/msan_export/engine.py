@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from msan_export.artifact import Precision
+import onnx
+
+from msan_export.artifact import Precision, metadata_of
 from msan_export.targets import Capability
 from msan_runtime.atomic import write_bytes, write_text
+from msan_runtime.attention import GLOBAL, TOKEN_PX, Attention
 from msan_runtime.contract import INPUT_NAME
 from msan_runtime.errors import CheckFailedError, MissingExtraError, MsanError
 from msan_runtime.manifest import EngineEntry, Profile
@@ -50,8 +53,9 @@ DEFAULT_PROFILE = Profile(min=(1, 8, 8), opt=(1, 720, 1280), max=(1, 1920, 1920)
 
 ENGINE_SUFFIX: dict[Flavour, str] = {"tensorrt-rtx": "rtx.engine", "tensorrt": "trt.engine"}
 
-ATTENTION_LEAST_AREA_PX = 64 * 4096
-"""TensorRT-RTX 1.7 fuses attention only if the profile reaches 4,096 keys, each 8×8 px (found by trying)."""
+ATTENTION_LEAST_KEYS = 4096
+"""TensorRT-RTX 1.7 fuses attention only if the profile reaches this many keys, or two runs of attention at once:
+of a batch, or of windows (found by trying)."""
 
 HEAVY_LAYERS = {
     "CONVOLUTION": "convolution",
@@ -132,7 +136,7 @@ def build_engine(graph: bytes, spec: EngineSpec, precision: Precision, *, on_pha
     layers = _layer_types(trt, network)
     check_types(layers, precision)
     if any(layer.kind == "attention" for layer in layers):
-        _refuse_attention_without_kernel(spec, precision)
+        _refuse_attention_without_kernel(spec, precision, _attention_of(graph))
     config = _config(trt, builder, spec, on_phase)
     data = builder.build_serialized_network(network, config)
     if data is None:
@@ -184,19 +188,28 @@ def check_types(layers: tuple[LayerType, ...], precision: Precision) -> None:
         )
 
 
-def _refuse_attention_without_kernel(spec: EngineSpec, precision: Precision) -> None:
+def _refuse_attention_without_kernel(spec: EngineSpec, precision: Precision, attention: Attention) -> None:
     """Say in words what TensorRT would say in C++."""
     if precision == "fp32":
         raise BuildError(
             f"{spec.flavour} has no FP32 kernel for the graph's Attention layers. "
             "Export and build with --precision fp16: attention then still accumulates in FP32"
         )
-    height, width = spec.profile.max[1:]
-    if spec.flavour == "tensorrt-rtx" and height * width < ATTENTION_LEAST_AREA_PX:
+    batch, height, width = spec.profile.max
+    if spec.flavour != "tensorrt-rtx" or batch > 1:
+        return
+    rows, columns = height // TOKEN_PX, width // TOKEN_PX
+    one_run = attention.window_tokens is None or max(rows, columns) <= attention.window_tokens // 2
+    if one_run and rows * columns < ATTENTION_LEAST_KEYS:
         raise BuildError(
             f"TensorRT-RTX has no fused attention kernel for a largest tile of {height}x{width}: "
             "give --max 512x512 or larger (262,144 px); smaller pictures are taken all the same"
         )
+
+
+def _attention_of(graph: bytes) -> Attention:
+    """What the graph says of its attention; graphs of before it was said have ``global``."""
+    return Attention.parse(metadata_of(onnx.load_model_from_string(graph)).get("attention", str(GLOBAL)))
 
 
 def _module(flavour: Flavour) -> Any:

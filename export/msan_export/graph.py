@@ -10,9 +10,8 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from msan.blocks import SelfAttention
+from msan.blocks import SelfAttention, attend
 from msan.network import MsanNetwork
 from msan_runtime.contract import Io
 
@@ -24,16 +23,14 @@ class FoldedAttention(nn.Module):
 
     def __init__(self, attention: SelfAttention) -> None:
         super().__init__()
+        self.attention = attention.attention
         self.gconv = copy.deepcopy(attention.gconv)
         self.qkv_conv = _joined((attention.query_conv, attention.key_conv, attention.value_conv))
         self.degconv = _scaled(attention.degconv, attention.gamma)
 
     def forward(self, x: Tensor) -> Tensor:
-        down = self.gconv(x)
-        tokens = self.qkv_conv(down).flatten(2).transpose(1, 2).unsqueeze(1)
-        query, key, value = tokens.chunk(3, dim=3)
-        out = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        return self.degconv(out.squeeze(1).transpose(1, 2).reshape(down.shape)) + x
+        query, key, value = self.qkv_conv(self.gconv(x)).permute(0, 2, 3, 1).chunk(3, dim=3)
+        return self.degconv(attend(query, key, value, self.attention).permute(0, 3, 1, 2)) + x
 
 
 class DeployableMsan(nn.Module):

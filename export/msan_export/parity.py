@@ -25,6 +25,7 @@ from msan.network import MsanNetwork
 from msan_export._polygraphy import BaseRunner, Comparator, IterationResult, OnnxrtRunner, TensorMetadata
 from msan_export.graph import DeployableMsan
 from msan_export.thresholds import FLOAT_FP32, UINT8, Threshold
+from msan_runtime.attention import Attention
 from msan_runtime.backends import ort
 from msan_runtime.backends.base import Backend
 from msan_runtime.bundle import Bundle
@@ -123,30 +124,35 @@ def verify_bundle(checkpoint: Checkpoint, folder: Path, cases: Sequence[Case]) -
     manifest = load_manifest(folder)
     hashes = _hashes(folder, manifest)
     changed = {check.subject for check in hashes if not check.passed}
-    network = network_from_checkpoint(checkpoint)
+    network = network_from_checkpoint(checkpoint, Attention.parse(manifest.attention))
     checks = [_origin(checkpoint, manifest), *hashes]
     runners: list[Any] = [_TorchRunner(network)]
     for entry in manifest.graphs:
         checks.append(_weights(folder / entry.path, entry, network))
-        _add(runners, checks, entry.path, None if entry.path in changed else partial(_graph_runner, folder, entry))
+        make = None if entry.path in changed else partial(_graph_runner, folder, entry)
+        _add(runners, checks, entry.path, make, "float" if entry.io == "float32" else "uint8")
     for entry in manifest.engines:
-        _add(runners, checks, entry.path, None if changed else partial(_engine_runner, folder, manifest, entry))
+        _add(
+            runners, checks, entry.path, None if changed else partial(_engine_runner, folder, manifest, entry), "uint8"
+        )
     checks += _compare(runners, cases)
     return ParityReport(bundle=folder.name, checkpoint_sha256=checkpoint.sha256, checks=tuple(checks))
 
 
-def _add(runners: list[Any], checks: list[Check], subject: str, make: Callable[[], Any] | None) -> None:
+def _add(
+    runners: list[Any], checks: list[Check], subject: str, make: Callable[[], Any] | None, quantity: str = "uint8"
+) -> None:
     """Add the runner that ``make`` gives, or a check that says why there is none."""
     if make is None:
         detail = "the bundle was changed, so it is not run"
-        checks.append(Check(subject=subject, quantity="uint8", passed=None, detail=detail))
+        checks.append(Check(subject=subject, quantity=quantity, passed=None, detail=detail))
         return
     try:
         runners.append(make())
     except _NotHereError as error:
-        checks.append(Check(subject=subject, quantity="uint8", passed=None, detail=str(error)))
+        checks.append(Check(subject=subject, quantity=quantity, passed=None, detail=str(error)))
     except MsanError as error:
-        checks.append(Check(subject=subject, quantity="uint8", passed=False, detail=str(error)))
+        checks.append(Check(subject=subject, quantity=quantity, passed=False, detail=str(error)))
 
 
 def _case(file: Path) -> Case:
@@ -198,10 +204,11 @@ def _weights(path: Path, entry: GraphEntry, network: MsanNetwork) -> Check:
     return Check(subject=entry.path, quantity="weights", passed=not different, detail=detail)
 
 
-def _graph_runner(folder: Path, entry: GraphEntry) -> _GraphRunner:
+def _graph_runner(folder: Path, entry: GraphEntry) -> _GraphRunner | _FloatGraphRunner:
     model = onnx.load(folder / entry.path)
-    graph = _with_float_output(model) if entry.io == "uint8" else model.SerializeToString()
-    return _GraphRunner(ort.open_session(graph, ort.PROVIDERS["ort-cpu"]), entry)
+    if entry.io == "float32":
+        return _FloatGraphRunner(ort.open_session(model.SerializeToString(), ort.PROVIDERS["ort-cpu"]), entry)
+    return _GraphRunner(ort.open_session(_with_float_output(model), ort.PROVIDERS["ort-cpu"]), entry)
 
 
 class _NotHereError(BackendError):
@@ -329,7 +336,7 @@ class _TorchRunner(_PictureRunner):
 
 
 class _GraphRunner(OnnxrtRunner):
-    """An ONNX graph on ONNX Runtime's CPU provider."""
+    """An ONNX graph of uint8 pictures on ONNX Runtime's CPU provider."""
 
     def __init__(self, session: Any, entry: GraphEntry) -> None:
         super().__init__(session, name=f"onnxruntime-{entry.precision}")
@@ -341,6 +348,25 @@ class _GraphRunner(OnnxrtRunner):
             return super().infer_impl(feed_dict)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise BackendError(f"ONNX Runtime cannot run it: {ort.first_line(error)}") from error
+
+
+class _FloatGraphRunner(_PictureRunner):
+    """An ONNX graph of float32 pictures on ONNX Runtime's CPU provider, fed with the uint8 ones scaled."""
+
+    def __init__(self, session: Any, entry: GraphEntry) -> None:
+        super().__init__(prefix=f"onnxruntime-{entry.precision}-float")
+        self.session = session
+        self.subject = entry.path
+        self.precision = entry.precision
+
+    def infer_impl(self, feed_dict: Mapping[str, PictureArray]) -> OrderedDict[str, npt.NDArray[Any]]:
+        started = time.perf_counter()
+        try:
+            outputs = self.session.run([OUTPUT_NAME], {INPUT_NAME: feed_dict[INPUT_NAME].astype(np.float32) / 255})
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise BackendError(f"ONNX Runtime cannot run it: {ort.first_line(error)}") from error
+        self.inference_time = time.perf_counter() - started
+        return OrderedDict([(FLOAT_NAME, outputs[0])])
 
 
 class _BackendRunner(_PictureRunner):

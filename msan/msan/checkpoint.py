@@ -23,6 +23,7 @@ from torch import Tensor
 from msan.network import MsanNetwork
 from msan.spec import ModelSpec, SpecError
 from msan_runtime.atomic import replacing
+from msan_runtime.attention import GLOBAL, Attention
 from msan_runtime.errors import MsanError
 
 __all__ = [
@@ -91,9 +92,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path=path, sha256=sha256, spec=spec, state=state, metadata=metadata)
 
 
-def network_from_checkpoint(checkpoint: Checkpoint) -> MsanNetwork:
+def network_from_checkpoint(checkpoint: Checkpoint, attention: Attention = GLOBAL) -> MsanNetwork:
     """The network with the checkpoint's weights, in evaluation mode."""
-    network = MsanNetwork(checkpoint.spec)
+    network = MsanNetwork(checkpoint.spec, attention)
     network.load_state_dict(dict(checkpoint.state))
     return network.eval()
 

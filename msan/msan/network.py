@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from msan.blocks import EncoderDecoder
 from msan.spec import MSAN, ModelSpec
+from msan_runtime.attention import GLOBAL, Attention
 
 __all__ = ["SIZE_MULTIPLE", "MsanNetwork", "parameter_count", "start_as_identity"]
 
@@ -18,14 +19,16 @@ class MsanNetwork(nn.Module):
     """MSAN as the paper and its published inference code have it.
 
     ``forward`` takes a blurred picture N×3×H×W in [0, 1] (H, W multiples of 8) and gives the
-    deblurred picture of the same shape, D = B + last output, **not** clamped.
+    deblurred picture of the same shape, D = B + last output, **not** clamped. ``attention`` is a
+    setting of inference; the weights do not depend on it.
     """
 
-    def __init__(self, spec: ModelSpec = MSAN) -> None:
+    def __init__(self, spec: ModelSpec = MSAN, attention: Attention = GLOBAL) -> None:
         super().__init__()
         self.spec = spec
+        self.attention = attention
         for stage in range(spec.stages):
-            self.add_module(f"edcoder{stage + 1}", EncoderDecoder(spec, stage))
+            self.add_module(f"edcoder{stage + 1}", EncoderDecoder(spec, stage, attention))
 
     @property
     def subnetworks(self) -> list[EncoderDecoder]:

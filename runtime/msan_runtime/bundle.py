@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from msan_runtime.contract import Io
 from msan_runtime.errors import BundleError
 from msan_runtime.manifest import EngineEntry, GraphEntry, Manifest, load_manifest, read_checked
 
@@ -29,9 +30,9 @@ class Bundle:
         """
         return read_checked(self.folder, self.manifest.file(path))
 
-    def graph(self, *, prefer: tuple[str, ...]) -> GraphEntry | None:
-        """The uint8 graph whose precision comes first in ``prefer``; ``None`` if there is none of these."""
-        graphs = [graph for graph in self.manifest.graphs if graph.io == "uint8" and graph.precision in prefer]
+    def graph(self, *, prefer: tuple[str, ...], io: Io = "uint8") -> GraphEntry | None:
+        """The graph of ``io`` pictures whose precision comes first in ``prefer``; ``None`` if there is none of these."""
+        graphs = [graph for graph in self.manifest.graphs if graph.io == io and graph.precision in prefer]
         return min(graphs, key=lambda graph: prefer.index(graph.precision), default=None)
 
     def engine(self, flavour: str) -> EngineEntry | None:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, get_args
 
 from msan_runtime.atomic import write_text
+from msan_runtime.attention import Attention, AttentionError
 from msan_runtime.contract import CONTRACT_VERSION, Io
 from msan_runtime.errors import BundleError
 
@@ -130,6 +131,8 @@ class Manifest:
         files: every file of the bundle but the manifest.
         versions: of the tools that made it.
         provenance: checkpoint file and hash, date, command, licence.
+        attention: of all graphs and engines, ``global`` or ``window:SIZE`` (:class:`msan_runtime.attention.Attention`);
+            manifests of before it existed have none and are ``global``.
     """
 
     name: str
@@ -140,8 +143,13 @@ class Manifest:
     files: tuple[BundleFile, ...]
     versions: Mapping[str, str]
     provenance: Mapping[str, str]
+    attention: str = "global"
 
     def __post_init__(self) -> None:
+        try:
+            Attention.parse(self.attention)
+        except AttentionError as error:
+            raise BundleError(f"the manifest names attention that this msan does not know: {error}") from error
         if self.contract_version != CONTRACT_VERSION:
             raise BundleError(
                 f"the bundle follows image contract {self.contract_version}, this msan {CONTRACT_VERSION}. "

@@ -14,6 +14,7 @@ from msan.spec import ModelSpec
 from msan_export.engine import BuildError, EngineSpec, build_engine, save_engine
 from msan_export.onnx import export_onnx
 from msan_export.targets import capabilities_named
+from msan_runtime.attention import Attention
 from msan_runtime.errors import BundleError, CheckFailedError, MissingExtraError
 from msan_runtime.manifest import Profile
 
@@ -25,6 +26,12 @@ RTX30 = EngineSpec(capabilities=capabilities_named("rtx30"))
 @pytest.fixture(scope="module")
 def fp16(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return export_onnx(tiny, tmp_path_factory.mktemp("fp16") / "tiny.onnx", precision="fp16").path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def windowed(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("windowed") / "tiny.onnx"
+    return export_onnx(tiny, path, precision="fp16", attention=Attention(window_px=192)).path.read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +53,31 @@ def test_an_fp16_graph_builds_and_every_heavy_layer_is_fp16(fp16: bytes) -> None
     # Two stages of 16 convolutions, 2 + 1 transposed ones and one attention.
     assert engine.layer_types == {"attention fp16": 2, "convolution fp16": 32, "deconvolution fp16": 6}
     assert len(engine.data) > 10_000
+
+
+def test_attention_in_windows_is_fused_and_fp16_too(windowed: bytes) -> None:
+    """A window of 24² keys is far below what the fused kernel asks of one run; many windows are many runs."""
+    engine = build_engine(windowed, RTX30, "fp16")
+    assert engine.layer_types == {"attention fp16": 2, "convolution fp16": 32, "deconvolution fp16": 6}
+
+
+def largest(batch: int, height: int, width: int) -> EngineSpec:
+    return EngineSpec(
+        capabilities=RTX30.capabilities, profile=Profile(min=(1, 8, 8), opt=(1, 8, 8), max=(batch, height, width))
+    )
+
+
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 504, 528), (2, 64, 64)])
+def test_the_smallest_profiles_that_global_attention_takes_are_built(
+    fp16: bytes, batch: int, height: int, width: int
+) -> None:
+    assert build_engine(fp16, largest(batch, height, width), "fp16").data
+
+
+def test_windows_take_profiles_down_to_half_a_window(windowed: bytes) -> None:
+    assert build_engine(windowed, largest(1, 104, 96), "fp16").data
+    with pytest.raises(BuildError, match="no fused attention kernel for a largest tile of 96x96"):
+        build_engine(windowed, largest(1, 96, 96), "fp16")
 
 
 def test_one_engine_serves_several_capabilities(fp16: bytes) -> None:

@@ -69,6 +69,27 @@ def test_export_writes_a_graph_of_the_asked_form(msan: Run, tiny: Checkpoint, tm
     assert onnx.load(path).graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [([], "global"), (["--attention", "window"], "window:384"), (["--attention", "window:64"], "window:64")],
+)
+def test_export_with_windows_names_them(
+    msan: Run, tiny: Checkpoint, tmp_path: Path, asked: list[str], named: str
+) -> None:
+    finished = msan("export", tiny.path, "-o", tmp_path / "net.onnx", *asked)
+    assert finished.code == 0
+    assert f"{named} attention" in finished.out
+    metadata = {prop.key: prop.value for prop in onnx.load(tmp_path / "net.onnx").metadata_props}
+    assert metadata["msan.attention"] == named
+
+
+@pytest.mark.parametrize("command", ["export", "deploy"])
+def test_attention_that_does_not_exist_is_refused(msan: Run, tiny: Checkpoint, tmp_path: Path, command: str) -> None:
+    for asked, words in [("local", "global or window:SIZE"), ("window:100", "a multiple of 8")]:
+        check_refused(msan(command, tiny.path, "-o", tmp_path / "new", "--attention", asked), 2, words)
+    assert not list(tmp_path.iterdir())
+
+
 def test_export_of_a_file_that_is_no_checkpoint_says_what_was_expected(msan: Run, tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_text("no weights")
     finished = msan("export", tmp_path / "a.pth", "-o", tmp_path / "a.onnx")
@@ -157,11 +178,14 @@ def test_verify_without_a_bundle(msan: Run, tiny: Checkpoint, tmp_path: Path) ->
 def test_deploy_writes_a_bundle_that_the_runtime_opens(msan: Run, tiny: Checkpoint, tmp_path: Path) -> None:
     from msan_runtime import Deblurrer
 
-    finished = msan("deploy", tiny.path, "-o", tmp_path / "new", "--gpu", "sm_86")
+    finished = msan("deploy", tiny.path, "-o", tmp_path / "new", "--gpu", "sm_86", "--attention", "window:192")
     assert finished.code == 0
+    assert "window:192 attention" in finished.out
     assert "msan deblur PICTURE" in finished.out
     with Deblurrer.load(tmp_path / "new", "ort-cpu") as deblurrer:
         assert deblurrer.bundle.manifest.provenance["checkpoint_sha256"] == tiny.sha256
+        assert deblurrer.bundle.manifest.attention == "window:192"
+        assert {graph.io for graph in deblurrer.bundle.manifest.graphs} == {"uint8", "float32"}
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 

@@ -16,11 +16,15 @@ from onnx import TensorProto
 
 from msan.checkpoint import Checkpoint, network_from_checkpoint
 from msan.evaluation.evaluate import deblur_with_network
-from msan_export.artifact import OnnxError, Precision, read_exported
+from msan_export.artifact import OnnxError, Precision, metadata_of, read_exported
 from msan_export.onnx import export_onnx
+from msan_runtime.attention import Attention
 from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME, Io
 
 SIZES = [(8, 8), (64, 96), (40, 24), (8, 200)]
+
+WINDOWS = Attention(window_px=48)
+"""Six keys a side in blocks of three: SIZES hold less than a window, whole blocks and broken ones."""
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +35,17 @@ def exported(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict
     return {
         (precision, io): export_onnx(tiny, folder / f"{precision}-{io}.onnx", precision=precision, io=io).path
         for precision, io in forms
+    }
+
+
+@pytest.fixture(scope="module")
+def windowed(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[Precision, Path]:
+    """The tiny network with attention in windows."""
+    folder = tmp_path_factory.mktemp("windowed")
+    precisions: list[Precision] = ["fp32", "fp16"]
+    return {
+        precision: export_onnx(tiny, folder / f"{precision}.onnx", precision=precision, attention=WINDOWS).path
+        for precision in precisions
     }
 
 
@@ -82,17 +97,42 @@ def test_a_batch_gives_what_its_pictures_give_alone(exported: dict[tuple[Precisi
         assert np.abs(together[index] - run(exported["fp32", "uint8"], pictures[index : index + 1])[0]).max() <= 1
 
 
-def test_attention_is_one_operator_a_stage_with_scale_one(exported: dict[tuple[Precision, Io], Path]) -> None:
-    graph = onnx.load(exported["fp32", "uint8"]).graph
-    attention = [node for node in graph.node if node.op_type == "Attention"]
-    scales = [a.f for node in attention for a in node.attribute if a.name == "scale"]
-    assert scales == [1.0, 1.0]
-
-
-def test_fp16_graph_accumulates_attention_in_fp32_and_stores_fp16(
-    exported: dict[tuple[Precision, Io], Path],
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_a_graph_with_windows_equals_pytorch_with_windows(
+    windowed: dict[Precision, Path], tiny: Checkpoint, height: int, width: int
 ) -> None:
-    model = onnx.shape_inference.infer_shapes(onnx.load(exported["fp16", "uint8"]), data_prop=True)
+    pictures = pictures_of(height, width, count=2)
+    network = network_from_checkpoint(tiny, WINDOWS)
+    expected = np.stack([deblur_with_network(network, picture) for picture in pictures])
+    found = {precision: run(path, pictures).astype(int) for precision, path in windowed.items()}
+    assert np.abs(found["fp32"] - expected).max() <= 1
+    assert np.mean((found["fp16"] - expected) ** 2.0) <= 255**2 / 10**5
+
+
+def test_windows_change_a_picture_larger_than_one_and_no_other(
+    windowed: dict[Precision, Path], exported: dict[tuple[Precision, Io], Path]
+) -> None:
+    for size, changed in [((48, 48), False), ((8, 40), False), ((64, 96), True), ((8, 200), True)]:
+        picture = pictures_of(*size)
+        difference = run(windowed["fp32"], picture).astype(int) - run(exported["fp32", "uint8"], picture)
+        assert (np.abs(difference).max() > 1) == changed
+
+
+def test_attention_is_one_operator_a_stage_with_scale_one(
+    exported: dict[tuple[Precision, Io], Path], windowed: dict[Precision, Path]
+) -> None:
+    for path in (exported["fp32", "uint8"], windowed["fp32"]):
+        attention = [node for node in onnx.load(path).graph.node if node.op_type == "Attention"]
+        scales = [a.f for node in attention for a in node.attribute if a.name == "scale"]
+        assert scales == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("form", ["exported", "windowed"])
+def test_fp16_graph_accumulates_attention_in_fp32_and_stores_fp16(
+    form: str, exported: dict[tuple[Precision, Io], Path], windowed: dict[Precision, Path]
+) -> None:
+    path = exported["fp16", "uint8"] if form == "exported" else windowed["fp16"]
+    model = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True)
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
     makers = {name: node for node in model.graph.node for name in node.output}
     for node in model.graph.node:
@@ -111,12 +151,22 @@ def test_lambda_and_qkv_are_folded(exported: dict[tuple[Precision, Io], Path]) -
     assert sum(node.op_type == "Conv" for node in graph.node) == 2 * (3 + 2 + 10 + 1)
 
 
-def test_inputs_and_outputs_are_dynamic_multiples_of_8(exported: dict[tuple[Precision, Io], Path]) -> None:
-    graph = onnx.load(exported["fp16", "uint8"]).graph
-    for value in (*graph.input, *graph.output):
-        dims = value.type.tensor_type.shape.dim
-        assert [bool(dim.dim_param) for dim in dims] == [True, True, True, False]
-        assert value.type.tensor_type.elem_type == TensorProto.UINT8
+def test_inputs_and_outputs_are_dynamic_multiples_of_8(
+    exported: dict[tuple[Precision, Io], Path], windowed: dict[Precision, Path]
+) -> None:
+    for path in (exported["fp16", "uint8"], windowed["fp16"]):
+        graph = onnx.load(path).graph
+        for value in (*graph.input, *graph.output):
+            dims = value.type.tensor_type.shape.dim
+            assert [bool(dim.dim_param) for dim in dims] == [True, True, True, False]
+            assert value.type.tensor_type.elem_type == TensorProto.UINT8
+
+
+def test_metadata_tells_how_far_attention_looks(
+    exported: dict[tuple[Precision, Io], Path], windowed: dict[Precision, Path]
+) -> None:
+    assert metadata_of(onnx.load(exported["fp32", "float32"]))["attention"] == "global"
+    assert {metadata_of(onnx.load(path))["attention"] for path in windowed.values()} == {"window:48"}
 
 
 def test_metadata_tells_spec_precision_contract_and_checkpoint(

@@ -16,8 +16,13 @@ from onnx import numpy_helper
 
 from msan.checkpoint import Checkpoint
 from msan.spec import ModelSpec
+from msan_export.bundle import deploy
+from msan_export.engine import EngineSpec
 from msan_export.parity import ParityReport, sample_cases, verify_bundle
 from msan_export.report import parity_json
+from msan_export.targets import capabilities_named
+from msan_export.thresholds import FLOAT_FP32
+from msan_runtime.attention import Attention
 from msan_runtime.errors import BundleError
 from msan_runtime.manifest import BundleFile, load_manifest, save_manifest
 
@@ -58,9 +63,28 @@ def test_a_deployed_bundle_passes_and_says_what_was_not_run(tiny: Checkpoint, bu
     report = verify_bundle(tiny, bundle, sample_cases())
     assert report.passed
     compared = [check for check in report.checks if check.psnr_db is not None]
-    # Two graphs, each compared as uint8 and before rounding, on three samples.
-    assert len(compared) == 2 * 2 * 3
+    # Two graphs, each compared as uint8 and before rounding, and one of float pictures, on three samples.
+    assert len(compared) == (2 * 2 + 1) * 3
     assert len({check.case for check in compared}) == 3
+
+
+@pytest.fixture(scope="module")
+def windowed_bundle(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("windowed") / "tiny"
+    spec = EngineSpec(capabilities=capabilities_named("rtx30"))
+    return deploy(tiny, folder, spec, sample_cases(), attention=Attention(window_px=64)).folder
+
+
+def test_a_bundle_with_windows_is_compared_with_the_network_with_windows(
+    tiny: Checkpoint, windowed_bundle: Path, tmp_path: Path
+) -> None:
+    assert load_manifest(windowed_bundle).attention == "window:64"
+    assert verify_bundle(tiny, windowed_bundle, sample_cases()).passed
+    lying = Path(shutil.copytree(windowed_bundle, tmp_path / "bundle"))
+    save_manifest(replace(load_manifest(lying), attention="global"), lying)
+    assert {("fp32.float.onnx", "float"), ("fp32.onnx", "float")} <= failures(
+        verify_bundle(tiny, lying, sample_cases())
+    )
 
 
 def flip(values: np.ndarray) -> None:
@@ -75,6 +99,29 @@ def test_one_flipped_weight_fails_even_with_a_matching_hash(tiny: Checkpoint, bu
     report = verify_bundle(tiny, bundle, sample_cases())
     assert not report.passed
     assert (f"{precision}.onnx", "weights") in failures(report)
+
+
+def test_the_graph_of_float_pictures_is_held_to_the_bound_of_fp32(tiny: Checkpoint, bundle: Path) -> None:
+    report = verify_bundle(tiny, bundle, sample_cases())
+    checks = [check for check in report.checks if check.subject.endswith(".fp32.float.onnx") and check.threshold]
+    assert len(checks) == 3
+    assert {check.quantity for check in checks} == {"float"}
+    assert {check.threshold for check in checks} == {FLOAT_FP32}
+
+
+def test_a_changed_bias_in_the_graph_of_float_pictures_fails_on_pictures(tiny: Checkpoint, bundle: Path) -> None:
+    path = next(bundle.glob("*.fp32.float.onnx"))
+
+    def brighten(values: np.ndarray) -> None:
+        values += 2e-3
+
+    # The last layer of the last sub-network: half a grey level more, which no uint8 bound would see.
+    change_initializer(path, "edcoder2.layer11.bias", brighten)
+    rehash(bundle, path)
+    assert failures(verify_bundle(tiny, bundle, sample_cases())) == {
+        ("fp32.float.onnx", "weights"),
+        ("fp32.float.onnx", "float"),
+    }
 
 
 def test_one_flipped_weight_fails_by_the_hash_too(tiny: Checkpoint, bundle: Path) -> None:

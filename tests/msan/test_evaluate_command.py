@@ -21,6 +21,7 @@ from msan.checkpoint import Checkpoint, network_from_checkpoint
 from msan.commands.evaluate import evaluate
 from msan.evaluation.methods import deblur_with_network
 from msan.evaluation.ssim import ssim_matlab3d
+from msan_runtime.attention import GLOBAL, Attention
 from msan_runtime.contract import PictureArray
 from msan_runtime.errors import MsanError
 
@@ -117,6 +118,22 @@ def test_the_figures_are_those_of_the_files(msan: Msan, gopro: Path, tiny: Check
     assert [float(line["deblurred_db"]) for line in lines] == expected
     assert f"{np.mean(expected):.2f}" in done.stdout
     assert "peers are not printed for GoPro: 3 of 1111 pairs" in done.stdout
+
+
+def test_a_checkpoint_is_measured_with_the_attention_asked_for(
+    msan: Msan, gopro: Path, tiny: Checkpoint, tmp_path: Path
+) -> None:
+    asked = ("--attention", "window:16", "--backend", "torch-cpu", "--ssim", "none")
+    assert msan(tiny.path, gopro, *asked, "--json", tmp_path / "s.json").exit_code == 0
+    body = json.loads((tmp_path / "s.json").read_text())
+    assert body["method"]["attention"] == "window:16"
+    blurred, sharp = (pixels(gopro / "test" / "A" / kind / "000001.png") for kind in ("blur", "sharp"))
+    found: list[float] = []
+    for attention in (Attention(window_px=16), GLOBAL):
+        picture = deblur_with_network(network_from_checkpoint(tiny, attention), blurred)
+        found.append(peak_signal_noise_ratio(sharp, picture, data_range=255))
+    assert body["scores"][0]["deblurred_db"] == pytest.approx(found[0], abs=1e-9)
+    assert abs(found[0] - found[1]) > 1e-4
 
 
 def test_results_that_are_the_sharp_pictures_are_infinitely_good(msan: Msan, gopro: Path, tmp_path: Path) -> None:

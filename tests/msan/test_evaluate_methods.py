@@ -20,7 +20,8 @@ from msan.evaluation.methods import deblur_with_network, kind_of, open_method
 from msan.evaluation.onnx_file import OnnxFileError, open_onnx_file
 from msan.evaluation.sets import MeasuredPair, find_evaluation_sets
 from msan_runtime import Deblurrer
-from msan_runtime.bundle import shipped_bundles
+from msan_runtime.attention import Attention
+from msan_runtime.bundle import open_bundle, shipped_bundles
 from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME, PictureArray
 from msan_runtime.errors import BackendError, MsanError
 
@@ -88,6 +89,28 @@ def test_a_checkpoint_runs_in_pytorch(tiny: Checkpoint) -> None:
         assert method.timed
     np.testing.assert_array_equal(deblurred, deblur_with_network(network_from_checkpoint(tiny), picture))
     assert np.abs(deblurred.astype(int) - picture).max() > 3
+
+
+def test_a_checkpoint_runs_with_windows_if_asked(tiny: Checkpoint) -> None:
+    picture = noise(100, 70)
+    network = network_from_checkpoint(tiny, Attention(window_px=64))
+    with open_method(str(tiny.path), [], attention="window:64") as windowed, open_method(str(tiny.path), []) as whole:
+        np.testing.assert_array_equal(windowed.deblur(pair(picture)), deblur_with_network(network, picture))
+        assert (windowed.deblur(pair(picture)) != whole.deblur(pair(picture))).any()
+        assert (windowed.attention, whole.attention) == ("window:64", "global")
+    with open_method("msan-s", [], attention="window") as method:
+        assert method.attention == "window:192"
+
+
+@pytest.mark.parametrize("model", ["msan-s", str(GRAPH), str(BUNDLE)])
+def test_only_a_checkpoints_attention_can_be_chosen(model: str) -> None:
+    with (
+        pytest.raises(MsanError, match=r"its attention is fixed.*--attention window:64"),
+        open_method(model, [], backend="ort-cpu", attention="window:64"),
+    ):
+        pass
+    with open_method(model, [], backend="ort-cpu") as method:
+        assert method.attention == open_bundle(BUNDLE).manifest.attention
 
 
 @pytest.mark.parametrize("model", ["msan-s", str(BUNDLE)], ids=["name", "folder"])

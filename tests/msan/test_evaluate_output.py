@@ -43,6 +43,7 @@ NETWORK = Method(
     size_bytes=3_540_000,
     backend="torch-cpu",
     device="CPU, PyTorch",
+    attention="window:192",
 )
 RESULTS = Method(label="out", source="out", kind="results", deblur=lambda pair: pair.blurred)
 
@@ -229,6 +230,7 @@ def test_the_json_says_what_was_measured_with_what(tmp_path: Path) -> None:
         "backend": "torch-cpu",
         "device": "CPU, PyTorch",
         "tile_area_px": None,
+        "attention": "window:192",
     }
     expected = {"data": "GoPro", "layout": "gopro", "split": "test", "pictures_found": 1111, "limit": 2}
     expected |= {"full_test_set": False, "pictures": 1, "skipped": [{"name": "0", "reason": ""}], "time_ms": 12.0}

@@ -147,6 +147,18 @@ def test_graphs_of_float_pictures_or_other_precision_are_not_taken(tmp_path: Pat
     assert bundle.graph(prefer=("fp32",)) is None
 
 
+def test_graphs_of_float_pictures_are_taken_if_asked_for(tmp_path: Path) -> None:
+    bundle = bundle_with(tmp_path, ("full", "fp32", "uint8"), ("float", "fp32", "float32"))
+    graph = bundle.graph(prefer=("fp16", "fp32"), io="float32")
+    assert graph is not None
+    assert graph.path == "float"
+    assert bundle.graph(prefer=("fp16",), io="float32") is None
+
+
+def test_a_bundle_without_a_float_graph_has_none_to_give(tmp_path: Path) -> None:
+    assert bundle_with(tmp_path, ("full", "fp32", "uint8")).graph(prefer=("fp32",), io="float32") is None
+
+
 def test_an_engine_is_found_by_its_flavour(tmp_path: Path) -> None:
     bundle = bundle_with(tmp_path, ("full", "fp32", "uint8"))
     engine = bundle.engine("tensorrt-rtx")

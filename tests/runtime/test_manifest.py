@@ -91,6 +91,21 @@ def test_a_manifest_is_plain_json_for_people(saved: Path) -> None:
     assert body["engines"][0]["profile"]["max"] == [4, 720, 1280]
 
 
+def test_a_manifest_says_how_far_attention_looks(tmp_path: Path) -> None:
+    save_manifest(manifest(attention="window:192"), tmp_path)
+    assert load_manifest(tmp_path).attention == "window:192"
+
+
+def test_a_manifest_from_before_there_were_windows_is_global(edited: Callable[..., Path]) -> None:
+    assert load_manifest(edited(lambda body: body.pop("attention"))).attention == "global"
+
+
+@pytest.mark.parametrize("name", ["window", "window:100", "window:0192", "local", ""])
+def test_attention_that_does_not_exist_is_refused(edited: Callable[..., Path], name: str) -> None:
+    with pytest.raises(BundleError, match=r"attention that this msan does not know"):
+        load_manifest(edited(lambda body: body.update(attention=name)))
+
+
 def test_an_unchanged_body_with_its_digest_is_accepted(edited: Callable[..., Path]) -> None:
     assert load_manifest(edited(lambda _: None)) == manifest()
 
@@ -146,6 +161,7 @@ def test_an_unknown_schema_version_is_refused_by_its_number(edited: Callable[...
         lambda body: body["engines"][0].update(profile={"min": 1, "opt": 1, "max": 1}),
         lambda body: body["files"][0].update(path=7),
         lambda body: body["files"][0].update(sha256=None),
+        lambda body: body.update(attention=192),
     ],
 )
 def test_a_key_too_many_or_too_few_or_of_another_kind_is_refused(

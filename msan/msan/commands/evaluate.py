@@ -66,6 +66,12 @@ def evaluate(
     backend: Annotated[
         str, typer.Option(help="auto; torch-cuda, torch-cpu; rtx, tensorrt, ort-cuda, ort-cpu.")
     ] = "auto",
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a checkpoint: global (default), window or window:SIZE in pixels. Bundles have their own."
+        ),
+    ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be measured.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Also write all scores here.")] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Also write a line for each picture here.")] = None,
@@ -84,7 +90,7 @@ def evaluate(
     _check_outputs(json, csv, sheet)
     sets = find_evaluation_sets(data, layout=layout, split=split, limit=limit)
     extremes = [Extremes(chosen.name, sheet_rows) if sheet is not None else None for chosen in sets]
-    with open_method(model, sets, backend=backend) as method:
+    with open_method(model, sets, backend=backend, attention=attention) as method:
         _announce(method, sets)
         evaluations = _measure(sets, method, SSIM[ssim], extremes, skip_bad=skip_bad)
     if json is not None:
@@ -118,7 +124,7 @@ def _announce(method: Method, sets: Sequence[EvaluationSet]) -> None:
     if method.kind == "results":
         _note(f"{method.source}: pictures that another network made")
     else:
-        _note(f"{method.source}: {method.kind} on {method.backend} ({method.device})")
+        _note(f"{method.source}: {method.kind} on {method.backend} ({method.device}), {method.attention} attention")
     for note in method.notes:
         _note(note)
     for chosen in sets:

@@ -92,6 +92,7 @@ def _method_body(method: Method) -> dict[str, Any]:
         "backend": method.backend,
         "device": method.device,
         "tile_area_px": method.tile_area_px,
+        "attention": method.attention,
     }
 
 

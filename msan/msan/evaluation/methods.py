@@ -16,6 +16,7 @@ from msan.data.readers import DatasetError
 from msan.evaluation.onnx_file import open_onnx_file
 from msan.evaluation.results import match_results, read_result
 from msan.evaluation.sets import EvaluationSet, MeasuredPair
+from msan_runtime.attention import GLOBAL, Attention
 from msan_runtime.bundle import Bundle, find_bundle, shipped_bundles
 from msan_runtime.contract import PictureArray, pad_to, round_up
 from msan_runtime.deblur import Deblurrer
@@ -54,6 +55,7 @@ class Method:
         size_bytes: of the weights' file that runs; ``None`` for results.
         backend: that runs it, and ``device``: in words; ``None`` for results.
         tile_area_px: pictures over this are cut into tiles; ``None`` for whole pictures.
+        attention: of the network, ``global`` or ``window:SIZE``; ``None`` for results.
         notes: what a user should know, a line each.
     """
 
@@ -66,6 +68,7 @@ class Method:
     backend: str | None = None
     device: str | None = None
     tile_area_px: int | None = None
+    attention: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -99,22 +102,29 @@ def kind_of(model: str, backend: str = "auto") -> MethodKind:
 
 
 @contextmanager
-def open_method(model: str, sets: Sequence[EvaluationSet], *, backend: str = "auto") -> Generator[Method]:
+def open_method(
+    model: str, sets: Sequence[EvaluationSet], *, backend: str = "auto", attention: str | None = None
+) -> Generator[Method]:
     """Open what ``model`` names (:func:`kind_of`) and close it at the end.
 
     Args:
         model: checkpoint (file or shipped name), ONNX file, bundle's folder, or folder of results.
         sets: what it will be measured on; results are matched to these.
         backend: ``auto`` or one of ``TORCH_BACKENDS`` (checkpoints) or of the runtime's ``BACKENDS``.
+        attention: of a checkpoint: ``global`` (if left out), ``window`` or ``window:SIZE``. Anything else carries
+            its own.
 
     Raises:
-        MsanError: if it cannot be opened, the backend is not one that runs it, or results are missing.
+        MsanError: if it cannot be opened, the backend is not one that runs it, attention is chosen for what is no
+            checkpoint, or results are missing.
     """
     kind = kind_of(model, backend)
+    if attention is not None and kind != "checkpoint":
+        raise MsanError(f"{model} is no checkpoint: its attention is fixed. Leave out --attention {attention}")
     if kind == "results":
         yield _results(model, sets, backend)
     elif kind == "checkpoint":
-        with _checkpoint(model, backend) as method:
+        with _checkpoint(model, backend, attention or str(GLOBAL)) as method:
             yield method
     elif kind == "onnx":
         path = Path(model)
@@ -166,7 +176,7 @@ def _results(model: str, sets: Sequence[EvaluationSet], backend: str) -> Method:
 
 
 @contextmanager
-def _checkpoint(model: str, backend: str) -> Generator[Method]:
+def _checkpoint(model: str, backend: str, attention: str) -> Generator[Method]:
     if backend not in ("auto", *TORCH_BACKENDS):
         raise BackendError(f"{model} is a checkpoint, which runs on torch-cpu or torch-cuda, not {backend}")
     try:
@@ -177,7 +187,8 @@ def _checkpoint(model: str, backend: str) -> Generator[Method]:
         raise MissingExtraError(error.name or "torch", "train") from error
     device = _torch_device(backend)
     checkpoint = load_checkpoint(find_checkpoint(model))
-    network = network_from_checkpoint(checkpoint).to(device)
+    chosen = Attention.parse(attention, checkpoint.spec.window_px)
+    network = network_from_checkpoint(checkpoint, chosen).to(device)
     # FP32 is to mean FP32: cuDNN's default rounds the inputs of convolutions to TF32's 10 bits.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield Method(
@@ -189,6 +200,7 @@ def _checkpoint(model: str, backend: str) -> Generator[Method]:
             size_bytes=checkpoint.path.stat().st_size,
             backend=f"torch-{device.type}",
             device=_torch_words(device),
+            attention=str(chosen),
         )
 
 
@@ -225,6 +237,7 @@ def _runtime_method(model: str, kind: MethodKind, deblurrer: Deblurrer, hashed: 
         backend=backend.name,
         device=backend.device,
         tile_area_px=backend.limits.area_px,
+        attention=deblurrer.bundle.manifest.attention,
         # What a bundle passes over the runtime has logged itself.
         notes=(note,) if kind == "onnx" and deblurrer.passed_over else (),
     )

@@ -5,17 +5,16 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from msan_runtime.backends import ort
-from msan_runtime.backends.base import Backend, TileLimits, check_tiles
+from msan_runtime.backends.base import Backend
 from msan_runtime.bundle import Bundle
-from msan_runtime.contract import CONTRACT_VERSION, INPUT_NAME, OUTPUT_NAME, PictureArray
+from msan_runtime.contract import CONTRACT_VERSION
 from msan_runtime.deblur import Deblurrer
 from msan_runtime.errors import BackendError, MissingExtraError, MsanError
 from msan_runtime.manifest import Manifest
+from msan_runtime.memory import tile_limits_within
 from msan_runtime.select import Selection
 
 if TYPE_CHECKING:
@@ -106,6 +105,7 @@ def _manifest(path: Path, session: onnxruntime.InferenceSession) -> Manifest:
         files=(),
         versions={},
         provenance={},
+        attention=_metadata(session).get("msan.attention", "global"),
     )
 
 
@@ -114,28 +114,7 @@ def _backend(session: onnxruntime.InferenceSession, name: ort.OrtName, path: Pat
 
     device = f"{'CPU' if name == 'ort-cpu' else 'NVIDIA GPU'}, ONNX Runtime {onnxruntime.__version__}"
     io = _metadata(session).get("msan.io")
-    if io == "uint8":
-        return ort.OrtBackend(session, name, device)
-    if io == "float32":
-        return _FloatBackend(session, name, device)
-    raise OnnxFileError(f"{path} was not made by msan export: it carries no msan.io. Export the checkpoint")
-
-
-class _FloatBackend(Backend):
-    """Runs a graph of float32 pictures on uint8 ones; the output is rounded half to even, as PyTorch rounds."""
-
-    def __init__(self, session: onnxruntime.InferenceSession, name: ort.OrtName, device: str) -> None:
-        self.name = name
-        self.device = device
-        self.limits = TileLimits(area_px=ort.AREA_PX)
-        self._session = session
-
-    def infer(self, tiles: PictureArray) -> PictureArray:
-        check_tiles(tiles, self.limits)
-        try:
-            outputs: Any = self._session.run([OUTPUT_NAME], {INPUT_NAME: tiles.astype(np.float32) / 255})
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise BackendError(
-                f"{self.name} failed on tiles of shape {tiles.shape}: {ort.first_line(error)}"
-            ) from error
-        return np.rint(outputs[0] * 255).astype(np.uint8)
+    if io not in ("uint8", "float32"):
+        raise OnnxFileError(f"{path} was not made by msan export: it carries no msan.io. Export the checkpoint")
+    limits = tile_limits_within(_manifest(path, session))
+    return ort.OrtBackend(session, name, device, limits=limits, io=io)
