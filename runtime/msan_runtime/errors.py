@@ -9,6 +9,7 @@ __all__ = [
     "ContractError",
     "MissingExtraError",
     "MsanError",
+    "OutOfMemoryError",
     "PictureError",
 ]
 
@@ -37,6 +38,10 @@ class BundleError(MsanError):
 
 class BackendError(MsanError):
     """A backend that was asked for and cannot run here."""
+
+
+class OutOfMemoryError(BackendError):
+    """The device's memory did not suffice for a run. Smaller tiles may do."""
 
 
 class MissingExtraError(MsanError):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from msan_runtime.contract import SIZE_MULTIPLE, PictureArray
+from msan_runtime.contract import SIZE_MULTIPLE, Io, PictureArray
 from msan_runtime.errors import ContractError
 
-__all__ = ["Backend", "TileLimits", "check_tiles"]
+__all__ = ["Backend", "TileLimits", "check_tile_size", "check_tiles"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +22,14 @@ class TileLimits:
         smallest: both sides must be at least this.
         largest: both sides must be at most this; ``None`` for no bound.
         area_px: height·width must be at most this: it bounds the memory of one run.
+        attention_px: area at which attention over the whole tile costs as much as all the rest; ``None`` if the
+            cost grows with the area alone. Tells what tiles of a large picture are cheapest.
     """
 
     smallest: tuple[int, int] = (SIZE_MULTIPLE, SIZE_MULTIPLE)
     largest: tuple[int, int] | None = None
     area_px: int
+    attention_px: int | None = None
 
     def __post_init__(self) -> None:
         sides = (*self.smallest, *(self.largest or ()))
@@ -48,13 +52,27 @@ class Backend(ABC):
 
     limits: TileLimits
 
+    io: Io = "uint8"
+    """What tiles are: ``uint8``, or ``float32`` from 0 to 1."""
+
     @abstractmethod
     def infer(self, tiles: PictureArray) -> PictureArray:
-        """Deblur uint8 N×H×W×3 tiles within ``limits``; gives a new array of the same shape.
+        """Deblur N×H×W×3 tiles of ``io`` within ``limits``; gives a new array of the same shape and type.
 
         Raises:
+            OutOfMemoryError: if the device's memory does not suffice; smaller tiles can still be run.
             BackendError: if the device fails.
         """
+
+    def infer_many(self, tiles: Iterable[PictureArray]) -> Iterator[PictureArray]:
+        """:meth:`infer` for each batch, lazily and in order. A device may work on several at once.
+
+        Closing the iterator early leaves the backend usable.
+
+        Raises:
+            OutOfMemoryError, BackendError: as :meth:`infer`; the iterator has then ended.
+        """
+        return map(self.infer, tiles)
 
     def close(self) -> None:  # noqa: B027 - most backends have nothing to release
         """Release the device. The backend cannot be used after."""
@@ -69,12 +87,20 @@ class Backend(ABC):
 
 
 def check_tiles(tiles: PictureArray, limits: TileLimits) -> None:
-    """Refuse tiles that the limits do not allow.
+    """Refuse N×H×W×3 tiles that the limits do not allow.
 
     Raises:
         ContractError: with the shape seen and the limit broken.
     """
-    height, width = tiles.shape[1:3]
+    check_tile_size(tiles.shape[1], tiles.shape[2], limits)
+
+
+def check_tile_size(height: int, width: int, limits: TileLimits) -> None:
+    """Refuse a size of tiles that the limits do not allow.
+
+    Raises:
+        ContractError: with the size seen and the limit broken.
+    """
     if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
         raise ContractError(f"tile sides must be multiples of {SIZE_MULTIPLE}, not {height}×{width}")
     small, large = limits.smallest, limits.largest

@@ -1,4 +1,4 @@
-"""What a native engine needs of CUDA, through cuda.core: one stream, staged memory, copies; and a safe GPU probe."""
+"""What a native engine needs of CUDA: three streams with events between, memory, copies; and a safe GPU probe."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import ctypes
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from msan_runtime.errors import BackendError
+from msan_runtime.errors import BackendError, OutOfMemoryError
 
-__all__ = ["Cuda", "GpuCuda", "Staging", "compute_capability", "device_name", "gpu_problem"]
+__all__ = ["Cuda", "GpuCuda", "Lane", "Staging", "compute_capability", "device_error", "device_name", "gpu_problem"]
 
 RUNTIME = "cuda.bindings.runtime"
 CORE = "cuda.core"
@@ -25,13 +26,21 @@ INSUFFICIENT_DRIVER = 35
 NO_DEVICE = 100
 
 
+class Lane(Enum):
+    """The streams of a device. Work on one lane keeps its order; between lanes only events do."""
+
+    UPLOAD = "upload"
+    COMPUTE = "compute"
+    DOWNLOAD = "download"
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Staging:
-    """The memory of one tensor, twice: page-locked on the host, and on the device.
+    """Memory twice: page-locked on the host, and as much on the device.
 
     Attributes:
-        host: uint8 of shape (size in bytes,); a view that must not be used after ``Cuda.close``.
-        device_address: where the device's copy begins.
+        host: uint8 of shape (size in bytes,); a view that must not be used once it is freed.
+        device_address: where the device's copy begins, a multiple of 256.
     """
 
     host: npt.NDArray[np.uint8]
@@ -39,7 +48,7 @@ class Staging:
 
 
 class Cuda(Protocol):
-    """One device with one stream. All copies are asynchronous, in the order of the stream."""
+    """One device with three streams. Copies and events are asynchronous, in the order of their lane."""
 
     @property
     def device(self) -> str:
@@ -48,23 +57,59 @@ class Cuda(Protocol):
 
     @property
     def stream_handle(self) -> int:
-        """The address of the stream (``cudaStream_t``)."""
+        """The address of the stream (``cudaStream_t``) of ``Lane.COMPUTE``, never the default stream."""
         ...
 
     def activate(self) -> None:
         """Make the device the calling thread's current one."""
         ...
 
-    def allocate(self, size_bytes: int) -> Staging:
-        """Memory for a tensor of up to ``size_bytes``; it lives until ``close``."""
+    def allocate(self, size_bytes: int) -> int:
+        """Memory on the device, one byte or more; gives its address, a multiple of 256.
+
+        Raises:
+            OutOfMemoryError: if the device has too little left.
+        """
+        ...
+
+    def allocate_staging(self, size_bytes: int) -> Staging:
+        """Memory on both sides, one byte or more.
+
+        Raises:
+            OutOfMemoryError: if either side has too little left.
+        """
+        ...
+
+    def free(self, device_address: int) -> None:
+        """Free what ``allocate`` or ``allocate_staging`` gave. Nothing under way may use it."""
         ...
 
     def upload(self, staging: Staging, size_bytes: int) -> None:
-        """Enqueue a copy of the first ``size_bytes`` from the host to the device."""
+        """Enqueue on ``Lane.UPLOAD`` a copy of the first ``size_bytes`` from the host to the device."""
         ...
 
     def download(self, staging: Staging, size_bytes: int) -> None:
-        """Enqueue a copy of the first ``size_bytes`` from the device to the host."""
+        """Enqueue on ``Lane.DOWNLOAD`` a copy of the first ``size_bytes`` from the device to the host."""
+        ...
+
+    def copy(self, target_address: int, source_address: int, size_bytes: int) -> None:
+        """Enqueue on ``Lane.COMPUTE`` a copy within the device."""
+        ...
+
+    def record(self, lane: Lane, *, timed: bool = False) -> object:
+        """An event that happens when all that was enqueued on ``lane`` so far is done."""
+        ...
+
+    def wait(self, lane: Lane, event: object) -> None:
+        """Let what is enqueued on ``lane`` from now on begin after ``event``. The host does not wait."""
+        ...
+
+    def wait_here(self, event: object) -> None:
+        """Let the calling thread sleep until ``event``. Errors of the device surface here."""
+        ...
+
+    def elapsed_ms(self, start: object, end: object) -> float:
+        """The time between two timed events that have happened."""
         ...
 
     def synchronize(self) -> None:
@@ -72,7 +117,7 @@ class Cuda(Protocol):
         ...
 
     def close(self) -> None:
-        """Free the memory and the stream. Call ``synchronize`` before."""
+        """Free the memory and the streams. Call ``synchronize`` before."""
         ...
 
 
@@ -88,54 +133,99 @@ class GpuCuda:
         self._ordinal = ordinal
         self._core = _core()
         self._runtime: Any = import_module(RUNTIME)
-        self._buffers: list[Any] = []
+        # Device address to host address, 0 where there is no host side.
+        self._memory: dict[int, int] = {}
         self.device = f"{device_name(ordinal)} (compute capability {compute_capability(ordinal)})"
         self.activate()
-        with _in_words("opening a CUDA stream"):
-            self._stream: Any = self._core.Device(ordinal).create_stream()
+        with _in_words("opening CUDA streams"):
+            self._streams: dict[Lane, Any] = {lane: self._core.Device(ordinal).create_stream() for lane in Lane}
 
     @property
     def stream_handle(self) -> int:
-        return int(self._stream.handle)
+        return int(self._streams[Lane.COMPUTE].handle)
 
     def activate(self) -> None:
         # Device objects are per thread, and other libraries move the current device: ask anew each time.
         with _in_words("using the GPU"):
             self._core.Device(self._ordinal).set_current()
 
-    def allocate(self, size_bytes: int) -> Staging:
-        with _in_words(f"allocating {size_bytes / 2**20:.0f} MiB on the GPU"):
-            device = self._core.Device(self._ordinal).allocate(size_bytes, stream=self._stream)
-            self._buffers.append(device)
-        # Pinned memory pools need a newer driver than the rest: cuMemAllocHost works everywhere.
-        with _in_words(f"allocating {size_bytes / 2**20:.0f} MiB of page-locked memory"):
-            host = self._core.LegacyPinnedMemoryResource().allocate(size_bytes, stream=self._stream)
-            self._buffers.append(host)
-        return Staging(host=_view(int(host.handle), size_bytes), device_address=int(device.handle))
+    def allocate(self, size_bytes: int) -> int:
+        # Not cuda.core's memory pools: their memory belongs to the order of one stream, and this is used on three.
+        allocated = self._runtime.cudaMalloc(size_bytes)
+        address = int(self._checked(allocated, f"allocating {size_bytes / 2**20:.0f} MiB on the GPU"))
+        self._memory[address] = 0
+        return address
+
+    def allocate_staging(self, size_bytes: int) -> Staging:
+        address = self.allocate(size_bytes)
+        try:
+            allocated = self._runtime.cudaMallocHost(size_bytes)
+            host = int(self._checked(allocated, f"allocating {size_bytes / 2**20:.0f} MiB of page-locked memory"))
+        except BackendError:
+            self.free(address)
+            raise
+        self._memory[address] = host
+        return Staging(host=_view(host, size_bytes), device_address=address)
+
+    def free(self, device_address: int) -> None:
+        host = self._memory.pop(device_address)
+        if host:
+            self._checked(self._runtime.cudaFreeHost(host), "freeing page-locked memory")
+        self._checked(self._runtime.cudaFree(device_address), "freeing memory of the GPU")
 
     def upload(self, staging: Staging, size_bytes: int) -> None:
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._copy(staging.device_address, staging.host.ctypes.data, size_bytes, kind)
+        self._copy(Lane.UPLOAD, staging.device_address, staging.host.ctypes.data, size_bytes, kind)
 
     def download(self, staging: Staging, size_bytes: int) -> None:
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._copy(staging.host.ctypes.data, staging.device_address, size_bytes, kind)
+        self._copy(Lane.DOWNLOAD, staging.host.ctypes.data, staging.device_address, size_bytes, kind)
+
+    def copy(self, target_address: int, source_address: int, size_bytes: int) -> None:
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._copy(Lane.COMPUTE, target_address, source_address, size_bytes, kind)
+
+    def record(self, lane: Lane, *, timed: bool = False) -> object:
+        # Blocking: a thread that waits leaves its core to the threads that decode and encode.
+        options = self._core.EventOptions(timing_enabled=timed, blocking_sync=True)
+        with _in_words("recording a CUDA event"):
+            return self._streams[lane].record(options=options)
+
+    def wait(self, lane: Lane, event: object) -> None:
+        with _in_words("waiting for a CUDA event"):
+            self._streams[lane].wait(event)
+
+    def wait_here(self, event: Any) -> None:
+        with _in_words("running on the GPU"):
+            event.sync()
+
+    def elapsed_ms(self, start: Any, end: Any) -> float:
+        with _in_words("timing the GPU"):
+            return float(end - start)
 
     def synchronize(self) -> None:
         with _in_words("running on the GPU"):
-            self._stream.sync()
+            for stream in self._streams.values():
+                stream.sync()
 
     def close(self) -> None:
+        while self._memory:
+            self.free(next(iter(self._memory)))
         with _in_words("releasing the GPU"):
-            while self._buffers:
-                self._buffers.pop().close(self._stream)
-            self._stream.close()
+            for stream in self._streams.values():
+                stream.close()
 
-    def _copy(self, target: int, source: int, size_bytes: int, kind: Any) -> None:
+    def _copy(self, lane: Lane, target: int, source: int, size_bytes: int, kind: Any) -> None:
         # cuda.core copies whole buffers of equal size only; a small tile uses the front of a large one.
-        (status,) = self._runtime.cudaMemcpyAsync(target, source, size_bytes, kind, self._stream.handle)
+        copied = self._runtime.cudaMemcpyAsync(target, source, size_bytes, kind, self._streams[lane].handle)
+        self._checked(copied, f"{lane.value} copy")
+
+    def _checked(self, result: tuple[Any, ...], doing: str) -> Any:
+        """What a call of cuda.bindings gave beside its status; ``None`` for the status alone."""
+        status, *values = result
         if int(status) != 0:
-            raise BackendError(f"copying {size_bytes} bytes to or from the GPU failed: {_words(self._runtime, status)}")
+            raise device_error(f"{doing} failed: {_words(self._runtime, status)}")
+        return values[0] if values else None
 
 
 def gpu_problem() -> str | None:
@@ -152,6 +242,16 @@ def gpu_problem() -> str | None:
     if int(status) == 0:
         return None if count else "the NVIDIA driver shows no GPU"
     return _status_in_words(runtime, status)
+
+
+def device_error(message: str) -> BackendError:
+    """The error for what CUDA or TensorRT said: an OutOfMemoryError if that is what it was about.
+
+    cuda.core and TensorRT have no type for it, and their spellings differ: "out of memory",
+    CUDA_ERROR_OUT_OF_MEMORY, "OutOfMemory".
+    """
+    out_of_memory = "outofmemory" in message.lower().replace(" ", "").replace("_", "")
+    return (OutOfMemoryError if out_of_memory else BackendError)(message)
 
 
 def device_name(ordinal: int = 0) -> str:
@@ -216,4 +316,4 @@ def _in_words(doing: str) -> Generator[None]:
     except BackendError:
         raise
     except Exception as error:  # cuda.core's exception type is not public
-        raise BackendError(f"{doing} failed: {error}") from error
+        raise device_error(f"{doing} failed: {error}") from error

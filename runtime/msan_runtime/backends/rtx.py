@@ -20,13 +20,24 @@ def unavailable() -> str | None:
     return _trt.unavailable(MODULE, EXTRA)
 
 
-def open_rtx(engine: bytes, entry: EngineEntry, *, jit_cache: Path | None = None) -> TrtBackend:
+def open_rtx(
+    engine: bytes, entry: EngineEntry, *, jit_cache: Path | None = None, cuda_graphs: bool = True
+) -> TrtBackend:
     """A backend for ``engine``, whose hash has been checked.
 
     With ``jit_cache``, a file, kernels compiled in one process are there in the next: opening is faster.
+    With ``cuda_graphs`` a repeated tile shape is launched as one CUDA graph.
 
     Raises:
         BackendError: if this machine cannot run it, or another TensorRT-RTX release built it.
     """
     trt = _trt.import_trt(MODULE, EXTRA)
-    return TrtBackend(trt=trt, engine=engine, entry=entry, name="rtx", cuda=GpuCuda(), jit_cache=jit_cache)
+    return TrtBackend(
+        trt=trt,
+        engine=engine,
+        entry=entry,
+        name="rtx",
+        cuda=GpuCuda(),
+        jit_cache=jit_cache,
+        cuda_graphs=cuda_graphs,
+    )
