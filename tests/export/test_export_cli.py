@@ -65,7 +65,7 @@ def test_export_writes_a_graph_of_the_asked_form(msan: Run, tiny: Checkpoint, tm
     path = tmp_path / "net.onnx"
     finished = msan("export", tiny.path, "-o", path, "--precision", "fp32", "--io", "float32")
     assert finished.code == 0
-    assert "fp32, float32 pictures, opset 23" in finished.out
+    assert "fp32, float32 pictures, global attention, opset 23" in finished.out
     assert onnx.load(path).graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 

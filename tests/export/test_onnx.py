@@ -115,7 +115,8 @@ def test_windows_change_a_picture_larger_than_one_and_no_other(
     for size, changed in [((48, 48), False), ((8, 40), False), ((64, 96), True), ((8, 200), True)]:
         picture = pictures_of(*size)
         difference = run(windowed["fp32"], picture).astype(int) - run(exported["fp32", "uint8"], picture)
-        assert (np.abs(difference).max() > 1) == changed
+        # Where the arithmetic is the same up to its order, hardly a value lies so close to a half.
+        assert (np.mean(difference != 0) > 0.01) == changed
 
 
 def test_attention_is_one_operator_a_stage_with_scale_one(

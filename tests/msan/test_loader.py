@@ -145,6 +145,8 @@ class TestOpening:
 
 
 class TestBatches:
+    # A machine of one core: two worker processes are what is tested here.
+    @pytest.mark.filterwarnings("ignore:This DataLoader will create")
     def test_neither_workers_nor_the_cache_change_a_batch(
         self, miniature: TrainConfig, sharp_folder: Path, pair_folder: Path
     ) -> None:

@@ -513,7 +513,7 @@ class TestRunFolder:
         write_bytes = Path.write_bytes
 
         def filling(path: Path, data: bytes) -> int:
-            name = path.name.removeprefix(".").rsplit(".", 2)[0]
+            name = path.name.removeprefix(".msan-").rsplit(".", 2)[0]
             written.append(name)
             if name == failing and written.count(name) == 2:
                 write_bytes(path, data[:100])
