@@ -2,34 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
+import re
+import secrets
+import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing", "write_bytes", "write_text"]
+from msan_runtime.locks import try_lock
+
+__all__ = ["remove_abandoned", "replacing", "write_bytes", "write_text"]
+
+TEMPORARY_NAME = re.compile(r"\.msan-.*\.[0-9a-f]{16}\.tmp", re.DOTALL)
+
+ABANDONED_SECONDS = 3600.0
+"""Age from which a temporary file counts as abandoned on Windows, where it cannot be locked while it is written."""
 
 
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
     """Give a temporary path beside ``path``; put it in ``path``'s place if the block ends well.
 
-    On an exception the temporary file is removed and ``path`` is as it was. The file gets the
-    permissions that an ordinary new file would have.
+    What was written has reached the disk before the old file goes. On an exception the temporary file
+    is removed and ``path`` is as it was. The file gets the permissions that an ordinary new file would
+    have. Several threads may write at once.
 
     Raises:
         OSError: if the folder cannot be written.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".msan-{path.name[:40]}.{secrets.token_hex(8)}.tmp")
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
     try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        with _held(handle):
+            yield temporary
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in ``folder``; not those being written now."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if (
+                TEMPORARY_NAME.fullmatch(entry.name)
+                and entry.is_file(follow_symlinks=False)
+                and _abandoned(path := Path(entry.path))
+            ):
+                path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -43,7 +68,32 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+if sys.platform == "win32":
+
+    @contextmanager
+    def _held(handle: int) -> Generator[None]:
+        """Close the handle: Windows replaces no file that is open, and lets nobody else write one that is locked."""
+        os.close(handle)
+        yield
+
+    def _abandoned(path: Path) -> bool:
+        with contextlib.suppress(OSError):
+            return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+        return False
+
+else:
+
+    @contextmanager
+    def _held(handle: int) -> Generator[None]:
+        """Hold a lock, the sign for others that the file is being written; some file systems have none."""
+        try:
+            with contextlib.suppress(OSError):
+                try_lock(handle)
+            yield
+        finally:
+            os.close(handle)
+
+    def _abandoned(path: Path) -> bool:
+        with contextlib.suppress(OSError), path.open("rb+") as file:
+            return try_lock(file.fileno())
+        return False

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from msan.data.readers import DatasetError, Pair, read_pair
+from msan_runtime.contract import PictureArray
 from msan_runtime.errors import MsanError
 from msan_runtime.image import read_picture
 
@@ -227,5 +228,5 @@ def _size_px(path: Path) -> tuple[int, int]:
         raise DatasetError(f"{path} cannot be read: {error}") from error
 
 
-def _tensor(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
+def _tensor(pixels: PictureArray) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

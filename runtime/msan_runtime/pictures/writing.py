@@ -1,0 +1,58 @@
+"""Pictures encoded to files, with what their source carried."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msan_runtime.atomic import replacing
+from msan_runtime.errors import MissingExtraError, PictureError
+from msan_runtime.pictures.deep import write_deep_png, write_deep_tiff
+from msan_runtime.pictures.jpeg import write_jpeg
+from msan_runtime.pictures.picture import FORMATS, SUFFIXES, EncodeOptions, FileFormat, Picture
+from msan_runtime.pictures.png import write_png
+from msan_runtime.pictures.quiet import quiet_pillow
+from msan_runtime.pictures.tiff import write_tiff
+from msan_runtime.pictures.webp import write_webp
+
+__all__ = ["write_picture"]
+
+AS_ITS_SOURCE = EncodeOptions()
+
+
+def write_picture(path: Path, picture: Picture, options: EncodeOptions = AS_ITS_SOURCE) -> None:
+    """Encode ``picture`` to ``path`` by its suffix, atomically.
+
+    Any number of threads may do so at once.
+
+    Raises:
+        PictureError: for a suffix of no known format, a picture that the format cannot hold (alpha
+            or 16 bits in a JPEG, for example), or a path that cannot be written.
+        MissingExtraError: for 16 bits without the packages for them.
+    """
+    file_format = FORMATS.get(path.suffix.lower())
+    if file_format is None:
+        raise PictureError(f"cannot write {path}: the name must end in {', '.join(sorted(SUFFIXES))}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary, quiet_pillow():
+            _encode(temporary, file_format, picture, options)
+    except MissingExtraError:
+        raise
+    except Exception as error:  # so can metadata that a camera wrote badly
+        raise PictureError(f"cannot write {path}: {_reason(error)}") from error
+
+
+def _encode(path: Path, file_format: FileFormat, picture: Picture, options: EncodeOptions) -> None:
+    match file_format:
+        case "JPEG":
+            write_jpeg(path, picture, options)
+        case "WEBP":
+            write_webp(path, picture, options)
+        case "PNG":
+            (write_deep_png if picture.deep else write_png)(path, picture)
+        case "TIFF":
+            (write_deep_tiff if picture.deep else write_tiff)(path, picture)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
