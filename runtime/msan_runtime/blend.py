@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from msan_runtime.contract import PictureArray
+from msan_runtime.contract import FULL_SCALE, PictureArray
 from msan_runtime.tiles import TilePlan
 
 __all__ = ["TileBlender", "axis_weights"]
@@ -44,31 +44,42 @@ class TileBlender:
 
     Beside the result it holds a float32 band as high as a tile, so its memory does not grow with
     the picture's height.
+
+    Attributes:
+        picture: height×width×3 of ``dtype``; whole when the last tile was added.
     """
 
-    def __init__(self, plan: TilePlan, height: int, width: int) -> None:
+    def __init__(self, plan: TilePlan, height: int, width: int, dtype: npt.DTypeLike = np.uint8) -> None:
         self.plan = plan
-        self.picture: PictureArray = np.empty((height, width, 3), np.uint8)
+        self.picture: PictureArray = np.empty((height, width, 3), dtype)
+        self._full_scale = FULL_SCALE[self.picture.dtype]
         self._row_weights = axis_weights(plan.tops, plan.tile[0])
         self._column_weights = axis_weights(plan.lefts, plan.tile[1])
         self._band = np.zeros((plan.tile[0], plan.padded[1], 3), np.float32)
 
     def add(self, row: int, column: int, tile: PictureArray) -> None:
-        """Add the tile at (row, column) of the plan; tiles must come row by row, left to right."""
+        """Add the tile at (row, column) of the plan; tiles must come row by row, left to right.
+
+        A tile may be of another type of picture than the result: it is scaled.
+        """
         left = self.plan.lefts[column]
-        weights = self._row_weights[row][:, None, None] * self._column_weights[column][None, :, None]
+        gain = np.float32(self._full_scale / FULL_SCALE[tile.dtype])
+        weights = gain * self._row_weights[row][:, None, None] * self._column_weights[column][None, :, None]
         self._band[:, left : left + self.plan.tile[1]] += tile * weights
         if column == len(self.plan.lefts) - 1:
             self._finish_row(row)
 
     def _finish_row(self, row: int) -> None:
-        """Round off the rows that no later tile touches; keep the overlap for the next row of tiles."""
+        """Give out the rows that no later tile touches; keep the overlap for the next row of tiles."""
         tops = self.plan.tops
         done = tops[row + 1] - tops[row] if row + 1 < len(tops) else self.plan.tile[0]
         height, width = self.picture.shape[:2]
         rows = max(0, min(done, height - tops[row]))
-        levels = np.rint(self._band[:rows, :width])
-        self.picture[tops[row] : tops[row] + rows] = np.clip(levels, 0, 255).astype(np.uint8)
+        levels = self._band[:rows, :width]
+        if self.picture.dtype != np.float32:
+            np.rint(levels, out=levels)
+        np.clip(levels, 0, self._full_scale, out=levels)
+        self.picture[tops[row] : tops[row] + rows] = levels
         kept = self._band[done:].copy()
         self._band[: len(kept)] = kept
         self._band[len(kept) :] = 0

@@ -31,7 +31,7 @@ class Bundle:
         return read_checked(self.folder, self.manifest.file(path))
 
     def graph(self, *, prefer: tuple[str, ...], io: Io = "uint8") -> GraphEntry | None:
-        """The graph of ``io`` pictures whose precision comes first in ``prefer``; ``None`` if there is none of these."""
+        """The graph of ``io`` pictures whose precision comes first in ``prefer``; ``None`` if there is none."""
         graphs = [graph for graph in self.manifest.graphs if graph.io == io and graph.precision in prefer]
         return min(graphs, key=lambda graph: prefer.index(graph.precision), default=None)
 

@@ -2,86 +2,131 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from msan_runtime.backends.base import Backend
-from msan_runtime.blend import TileBlender
 from msan_runtime.bundle import Bundle, open_bundle
-from msan_runtime.contract import PictureArray, check_picture, pad_to
-from msan_runtime.select import Selection, select_backend
-from msan_runtime.tiles import TilePlan, plan_tiles
+from msan_runtime.contract import PictureArray, check_picture
+from msan_runtime.select import Selection, open_float_backend, select_backend
+from msan_runtime.tiling import TiledRunner
 
 __all__ = ["Deblurrer"]
+
+Level = TypeVar("Level", bound=np.uint8 | np.uint16 | np.float32)
 
 
 class Deblurrer:
     """Deblurs pictures with one bundle on one backend.
 
-    A context manager; one instance belongs to one thread at a time.
+    A context manager. It keeps no global state, but one instance, and each stream of it, belongs to one
+    thread at a time: threads that share it must take turns under a lock of theirs, and a stream must be
+    at its end, or closed, before the next call. Several instances may run in several threads.
 
     Attributes:
         bundle: what was loaded.
-        backend: what runs it.
+        backend: what runs it on 8-bit pictures.
         passed_over: why each faster backend is not used, in words.
     """
 
-    def __init__(self, bundle: Bundle, selection: Selection) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        selection: Selection,
+        *,
+        tile: tuple[int, int] | None = None,
+        overlap_px: int | None = None,
+        memory_bytes: int | None = None,
+    ) -> None:
+        """Run ``bundle`` on the backend of ``selection``; the rest as in :meth:`load`."""
         self.bundle = bundle
         self.backend: Backend = selection.backend
         self.passed_over = selection.passed_over
+        self._tile = tile
+        self._overlap_px = overlap_px
+        self._memory_bytes = memory_bytes
+        self._runner = TiledRunner(self.backend, tile=tile, overlap_px=overlap_px)
+        self._float_runner: TiledRunner | None = self._runner if self.backend.io == "float32" else None
 
     @classmethod
-    def load(cls, bundle: str | Path | None = None, backend: str = "auto") -> Self:
+    def load(
+        cls,
+        bundle: str | Path | None = None,
+        backend: str = "auto",
+        *,
+        tile: tuple[int, int] | None = None,
+        overlap_px: int | None = None,
+        memory_bytes: int | None = None,
+    ) -> Self:
         """Load a bundle.
 
         Args:
             bundle: a bundle's folder or the name of a shipped one; the shipped ``msan-s`` if left out.
-            backend: ``auto`` (the fastest that works here), ``rtx``, ``tensorrt``, ``ort-cuda`` or
-                ``ort-cpu``; a name means that one or an error.
+            backend: ``auto`` (the fastest that works here) or one of ``msan_runtime.select.BACKENDS``;
+                a name means that one or an error.
+            tile: (height, width) of the tiles that larger pictures are cut into, rounded up to multiples
+                of 8. If left out, a picture is one tile where it fits, and otherwise cut in the cheapest way.
+            overlap_px: least overlap of neighbouring tiles; see docs/tiles.md for the default.
+            memory_bytes: what one run of the network may take beside the process, the weights and the
+                pictures; 1 GiB if left out. Native engines take what they were built for instead.
 
         Raises:
             BundleError: if the bundle is missing, damaged or of an unknown schema.
-            BackendError: if the backend cannot run here.
+            BackendError: if the backend cannot run here, or not in so little memory.
+            ContractError: if the backend does not take such tiles, or they cannot overlap so much.
         """
         opened = open_bundle(bundle)
-        return cls(opened, select_backend(opened, backend))
+        selection = select_backend(opened, backend, memory_bytes=memory_bytes)
+        try:
+            return cls(opened, selection, tile=tile, overlap_px=overlap_px, memory_bytes=memory_bytes)
+        except BaseException:
+            selection.backend.close()
+            raise
 
-    def deblur(self, picture: PictureArray) -> PictureArray:
+    def deblur(self, picture: npt.NDArray[Level]) -> npt.NDArray[Level]:
         """Deblur a picture of any size.
 
+        Where the device's memory does not suffice, it is done in smaller tiles, which is logged.
+
         Args:
-            picture: uint8 of shape (height, width, 3), sRGB, 1×1 or larger. Not changed.
+            picture: (height, width, 3), sRGB, 1×1 or larger. Not changed. ``uint8``; or ``uint16``, or
+                ``float32`` from 0 to 1, which go through the bundle's graph of float pictures.
 
         Returns:
             A new array of the same shape and type.
 
         Raises:
             ContractError: for anything else than such an array.
+            BundleError: for uint16 or float32, if the bundle has no graph of float pictures.
+            OutOfMemoryError: if not even small tiles fit the device's memory.
             BackendError: if the device fails.
         """
-        check_picture(picture)
-        height, width = picture.shape[:2]
-        plan = plan_tiles(height, width, self.backend.limits)
-        padded = pad_to(picture, *plan.padded)
-        if len(plan) == 1:
-            return self.backend.infer(np.ascontiguousarray(padded[None]))[0, :height, :width]
-        return self._deblur_tiles(padded, plan, height, width)
+        (deblurred,) = self.stream((picture,))
+        return deblurred
 
-    def _deblur_tiles(self, padded: PictureArray, plan: TilePlan, height: int, width: int) -> PictureArray:
-        blender = TileBlender(plan, height, width)
-        for index, region in enumerate(plan.regions()):
-            tile = np.ascontiguousarray(padded[region.slices][None])
-            row, column = divmod(index, len(plan.lefts))
-            blender.add(row, column, self.backend.infer(tile)[0])
-        return blender.picture
+    def stream(self, pictures: Iterable[npt.NDArray[Level]]) -> Iterator[npt.NDArray[Level]]:
+        """:meth:`deblur` for each picture, lazily and in order.
+
+        Pictures in a row of one size and type are passed to the device without a pause between them:
+        up to a few are then taken from ``pictures`` before the first result comes.
+
+        Raises:
+            As :meth:`deblur`; what ``pictures`` raises comes through.
+        """
+        for _, alike in itertools.groupby(map(_checked, pictures), key=_kind):
+            yield from self._run(alike)
 
     def close(self) -> None:
-        """Release the backend."""
-        self.backend.close()
+        """Release the backends."""
+        for runner in (self._runner, self._float_runner):
+            if runner is not None:
+                runner.backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -90,3 +135,26 @@ class Deblurrer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _run(self, alike: Iterator[npt.NDArray[Level]]) -> Iterator[Any]:
+        """Deblur pictures of one size and type."""
+        first = next(alike)
+        yield from self._runner_for(first).run(itertools.chain((first,), alike))
+
+    def _runner_for(self, picture: PictureArray) -> TiledRunner:
+        """What runs pictures of that type; the float backend is opened by the first that needs it."""
+        if picture.dtype == np.uint8:
+            return self._runner
+        if self._float_runner is None:
+            backend = open_float_backend(self.bundle, self.backend.name, memory_bytes=self._memory_bytes)
+            self._float_runner = TiledRunner(backend, tile=self._tile, overlap_px=self._overlap_px)
+        return self._float_runner
+
+
+def _checked(picture: npt.NDArray[Level]) -> npt.NDArray[Level]:
+    check_picture(picture)
+    return picture
+
+
+def _kind(picture: PictureArray) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    return picture.shape, picture.dtype

@@ -9,15 +9,26 @@ from typing import Literal, get_args
 
 from msan_runtime.backends import ort
 from msan_runtime.backends.base import Backend
+from msan_runtime.backends.contest import contest_conditions, recall_verdict, remember_verdict, timed_verdict
+from msan_runtime.backends.openvino import OpenVinoBackend, open_openvino
+from msan_runtime.backends.openvino import unavailable as openvino_unavailable
 from msan_runtime.bundle import Bundle
-from msan_runtime.errors import BackendError, MsanError
+from msan_runtime.errors import BackendError, BundleError, MsanError
+from msan_runtime.manifest import GraphEntry
+from msan_runtime.memory import tile_limits_within
 
-__all__ = ["BACKENDS", "BackendName", "Selection", "select_backend"]
+__all__ = ["BACKENDS", "BackendName", "Selection", "open_float_backend", "select_backend"]
 
-BackendName = Literal["rtx", "tensorrt", "ort-cuda", "ort-cpu"]
+BackendName = Literal["rtx", "tensorrt", "ort-cuda", "openvino", "ort-cpu"]
 
 BACKENDS: tuple[str, ...] = get_args(BackendName)
-"""In order of preference: fastest first."""
+"""In order of preference: fastest first. ``auto`` takes ``openvino`` only where it is not slower than ``ort-cpu``."""
+
+CPU_PRECISIONS = ("fp32", "fp16")
+"""In order of preference. A CPU computes FP16 graphs in FP32 anyway: the FP32 graph is as fast and more exact."""
+
+ENGINE_BACKENDS = frozenset({"rtx", "tensorrt"})
+"""Those that run a native engine, whose profile fixes the tiles and the memory."""
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +41,10 @@ class Selection:
     passed_over: tuple[str, ...]
 
 
-def select_backend(bundle: Bundle, name: str = "auto") -> Selection:
+def select_backend(bundle: Bundle, name: str = "auto", *, memory_bytes: int | None = None) -> Selection:
     """Open the backend called ``name``; for ``auto`` the first of ``BACKENDS`` that works here.
 
+    ``memory_bytes`` bounds the tiles of backends that run ONNX graphs; ``DEFAULT_MEMORY_BYTES`` if left out.
     With ``auto`` the backends passed over and their reasons are logged as one warning: a machine
     with an NVIDIA GPU that ends up on the CPU says why. A name means that backend or an error.
 
@@ -43,10 +55,14 @@ def select_backend(bundle: Bundle, name: str = "auto") -> Selection:
         raise BackendError(f"no backend {name!r}. There are: auto, {', '.join(BACKENDS)}")
     passed_over: list[str] = []
     for candidate in BACKENDS if name == "auto" else (name,):
-        result = _try(candidate, bundle)
+        result = _try(candidate, bundle, memory_bytes)
+        if name == "auto" and isinstance(result, OpenVinoBackend):
+            result = _unless_slower(result, bundle, memory_bytes)
         if isinstance(result, Backend):
             if passed_over:
                 logger.warning("running on %s, since %s", result.name, "; ".join(passed_over))
+            if memory_bytes is not None and result.name in ENGINE_BACKENDS:
+                logger.warning("%s takes the memory that its engine was built for, not what was asked", result.name)
             return Selection(backend=result, passed_over=tuple(passed_over))
         passed_over.append(f"{candidate}: {result}")
     if name == "auto":
@@ -54,32 +70,87 @@ def select_backend(bundle: Bundle, name: str = "auto") -> Selection:
     raise BackendError(f"backend {passed_over[0]}")
 
 
-def _try(name: str, bundle: Bundle) -> Backend | str:
+def open_float_backend(bundle: Bundle, running: str, *, memory_bytes: int | None = None) -> Backend:
+    """A backend for float32 pictures, beside the one called ``running``: the same if it runs graphs, else ``ort-cpu``.
+
+    Raises:
+        BundleError: if the bundle has no graph of float pictures.
+        BackendError: if it cannot run here.
+    """
+    entry = bundle.graph(prefer=("fp32",), io="float32")
+    if entry is None:
+        raise BundleError(
+            f"the bundle {bundle.manifest.name} has no graph for pictures of more than 8 bits: "
+            "deploy the checkpoint again, or convert the picture to 8 bits"
+        )
+    limits = tile_limits_within(bundle.manifest, memory_bytes)
+    if running == "openvino":
+        return open_openvino(bundle.read(entry.path), limits=limits, io="float32")
+    name: ort.OrtName = "ort-cuda" if running == "ort-cuda" else "ort-cpu"
+    if name != running:
+        logger.warning("pictures of more than 8 bits run on %s, since %s takes 8-bit ones alone", name, running)
+    _require(ort.unavailable(name))
+    return ort.open_ort(bundle.read(entry.path), name, limits=limits, io="float32")
+
+
+def _try(name: str, bundle: Bundle, memory_bytes: int | None) -> Backend | str:
     """The open backend, or the reason why not."""
     try:
-        return _OPENERS[name](bundle)
+        return _OPENERS[name](bundle, memory_bytes)
     except MsanError as error:
         return str(error)
 
 
-def _open_ort(bundle: Bundle, name: ort.OrtName, prefer: tuple[str, ...]) -> Backend:
+def _unless_slower(backend: OpenVinoBackend, bundle: Bundle, memory_bytes: int | None) -> Backend | str:
+    """``backend``, or that it is slower than ``ort-cpu`` on this machine: timed once, then remembered."""
+    graph = _graph(bundle, CPU_PRECISIONS)
+    conditions = contest_conditions(bundle.manifest.file(graph.path).sha256, ("openvino", "onnxruntime"))
+    verdict = recall_verdict(conditions)
+    if verdict is None:
+        rival = _try("ort-cpu", bundle, memory_bytes)
+        if isinstance(rival, str):
+            return backend
+        try:
+            with rival:
+                verdict = timed_verdict(backend, rival)
+        except BackendError as error:
+            backend.close()
+            return str(error)
+        remember_verdict(conditions, verdict)
+    if not verdict.slower:
+        return backend
+    backend.close()
+    return str(verdict)
+
+
+def _open_ort(bundle: Bundle, memory_bytes: int | None, name: ort.OrtName, prefer: tuple[str, ...]) -> Backend:
     _require(ort.unavailable(name))
+    limits = tile_limits_within(bundle.manifest, memory_bytes)
+    return ort.open_ort(bundle.read(_graph(bundle, prefer).path), name, limits=limits)
+
+
+def _open_ort_cpu(bundle: Bundle, memory_bytes: int | None) -> Backend:
+    return _open_ort(bundle, memory_bytes, "ort-cpu", CPU_PRECISIONS)
+
+
+def _open_ort_cuda(bundle: Bundle, memory_bytes: int | None) -> Backend:
+    return _open_ort(bundle, memory_bytes, "ort-cuda", ("fp16", "fp32"))
+
+
+def _open_openvino(bundle: Bundle, memory_bytes: int | None) -> Backend:
+    _require(openvino_unavailable())
+    limits = tile_limits_within(bundle.manifest, memory_bytes)
+    return open_openvino(bundle.read(_graph(bundle, CPU_PRECISIONS).path), limits=limits)
+
+
+def _graph(bundle: Bundle, prefer: tuple[str, ...]) -> GraphEntry:
     graph = bundle.graph(prefer=prefer)
     if graph is None:
         raise BackendError("the bundle has no ONNX graph with uint8 pictures")
-    return ort.open_ort(bundle.read(graph.path), name)
+    return graph
 
 
-def _open_ort_cpu(bundle: Bundle) -> Backend:
-    # A CPU computes FP16 graphs in FP32 anyway: the FP32 graph is as fast and more exact.
-    return _open_ort(bundle, "ort-cpu", ("fp32", "fp16"))
-
-
-def _open_ort_cuda(bundle: Bundle) -> Backend:
-    return _open_ort(bundle, "ort-cuda", ("fp16", "fp32"))
-
-
-def _open_rtx(bundle: Bundle) -> Backend:
+def _open_rtx(bundle: Bundle, _memory_bytes: int | None) -> Backend:
     from msan_runtime.backends import rtx
 
     _require(rtx.unavailable())
@@ -89,7 +160,7 @@ def _open_rtx(bundle: Bundle) -> Backend:
     return rtx.open_rtx(bundle.read(entry.path), entry)
 
 
-def _open_tensorrt(bundle: Bundle) -> Backend:
+def _open_tensorrt(bundle: Bundle, _memory_bytes: int | None) -> Backend:
     from msan_runtime.backends import trt
 
     _require(trt.unavailable())
@@ -104,9 +175,10 @@ def _require(problem: str | None) -> None:
         raise BackendError(problem)
 
 
-_OPENERS: dict[str, Callable[[Bundle], Backend]] = {
+_OPENERS: dict[str, Callable[[Bundle, int | None], Backend]] = {
     "rtx": _open_rtx,
     "tensorrt": _open_tensorrt,
     "ort-cuda": _open_ort_cuda,
+    "openvino": _open_openvino,
     "ort-cpu": _open_ort_cpu,
 }

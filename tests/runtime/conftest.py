@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper
 
 from msan_runtime.backends.base import Backend, TileLimits
 from msan_runtime.bundle import Bundle
-from msan_runtime.contract import CONTRACT_VERSION, INPUT_NAME, OUTPUT_NAME, PictureArray
+from msan_runtime.contract import CONTRACT_VERSION, INPUT_NAME, OUTPUT_NAME, Io, PictureArray
 from msan_runtime.deblur import Deblurrer
 from msan_runtime.manifest import GraphEntry, Manifest, describe_file, save_manifest
 from msan_runtime.select import Selection
@@ -26,8 +27,9 @@ class FunctionBackend(Backend):
     name = "function"
     device = "NumPy"
 
-    def __init__(self, network: Network, limits: TileLimits) -> None:
+    def __init__(self, network: Network, limits: TileLimits, io: Io = "uint8") -> None:
         self.limits = limits
+        self.io = io
         self.closed = False
         self._network = network
 
@@ -52,12 +54,12 @@ def manifest_of(folder: Path, graphs: tuple[GraphEntry, ...]) -> Manifest:
 
 
 @pytest.fixture(scope="session")
-def make_deblurrer() -> Callable[[Network, TileLimits], Deblurrer]:
-    """A maker of deblurrers whose network is a function of uint8 N×H×W×3 tiles."""
+def make_deblurrer() -> Callable[..., Deblurrer]:
+    """A maker of deblurrers whose network is a function of N×H×W×3 tiles of ``io``, uint8 if left out."""
 
-    def make(network: Network, limits: TileLimits) -> Deblurrer:
+    def make(network: Network, limits: TileLimits, io: Io = "uint8", **options: Any) -> Deblurrer:
         bundle = Bundle(folder=Path(), manifest=manifest_of(Path(), ()))
-        return Deblurrer(bundle, Selection(backend=FunctionBackend(network, limits), passed_over=()))
+        return Deblurrer(bundle, Selection(backend=FunctionBackend(network, limits, io), passed_over=()), **options)
 
     return make
 
@@ -92,6 +94,34 @@ def bundle_folder(tmp_path: Path, inverting_graph: bytes) -> Path:
     (folder / "fp32.onnx").write_bytes(inverting_graph)
     save_manifest(manifest_of(folder, (GraphEntry(path="fp32.onnx", precision="fp32", io="uint8", opset=18),)), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def inverting_float_graph() -> bytes:
+    """An ONNX graph of the image contract that gives 1 - x for float32 pictures."""
+    shape = ["batch", "height", "width", 3]
+    graph = helper.make_graph(
+        [helper.make_node("Sub", ["one", INPUT_NAME], [OUTPUT_NAME])],
+        "inverting",
+        [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, shape)],
+        [helper.make_tensor("one", TensorProto.FLOAT, [], [1.0])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+@pytest.fixture
+def deep_bundle_folder(bundle_folder: Path, inverting_float_graph: bytes) -> Path:
+    """The bundle of ``bundle_folder`` with a graph of float pictures beside the other."""
+    (bundle_folder / "float.onnx").write_bytes(inverting_float_graph)
+    graphs = (
+        GraphEntry(path="fp32.onnx", precision="fp32", io="uint8", opset=18),
+        GraphEntry(path="float.onnx", precision="fp32", io="float32", opset=18),
+    )
+    save_manifest(manifest_of(bundle_folder, graphs), bundle_folder)
+    return bundle_folder
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from msan_runtime.backends.base import TileLimits, check_tiles
 from msan_runtime.errors import ContractError
-from msan_runtime.tiles import DEFAULT_OVERLAP_PX, TilePlan, plan_tiles
+from msan_runtime.tiles import TilePlan, plan_fixed_tiles, plan_tiles
 
 SIZES = st.integers(1, 5000)
 OVERLAPS = st.integers(0, 16).map(lambda steps: 8 * steps)
@@ -78,12 +79,112 @@ def test_a_picture_that_fits_is_one_tile(height: int, width: int, limits: TileLi
     assert (len(plan_tiles(height, width, limits)) == 1) is fits
 
 
+def axis_choices(size: int, largest: int, overlap: int) -> list[tuple[int, int]]:
+    """(tile, count) for every count of tiles that overlap by ``overlap`` and are no longer than ``largest``."""
+    whole = [(size, 1)] if size <= largest else []
+    counts = range(2, size // 8 + 1)
+    tiles = ((8 * math.ceil((size + (count - 1) * overlap) / count / 8), count) for count in counts)
+    return whole + [(tile, count) for tile, count in tiles if 2 * overlap <= tile <= largest]
+
+
+def computed_px(plan: TilePlan) -> int:
+    return len(plan) * plan.tile[0] * plan.tile[1]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(8, 150).map(lambda n: 8 * n),
+    st.integers(8, 150).map(lambda n: 8 * n),
+    st.integers(150 * 150, 500 * 500),
+    st.sampled_from([0, 8, 32, 64]),
+    st.none() | st.integers(10_000, 1_000_000),
+)
+@example(656, 656, 640 * 640, 64, None)
+@example(1000, 1000, 640 * 640, 32, None)
+def test_no_other_plan_is_cheaper(height: int, width: int, area: int, overlap: int, attention_px: int | None) -> None:
+    """Against every pair of counts of tiles, tried one by one."""
+    limits = TileLimits(area_px=area, attention_px=attention_px)
+    plan = plan_tiles(height, width, limits, overlap_px=overlap)
+    if len(plan) == 1:
+        assert height * width <= area
+        return
+    costs = [
+        rows
+        * columns
+        * tile_height
+        * tile_width
+        * (1 + (tile_height * tile_width / attention_px if attention_px else 0))
+        for tile_height, rows in axis_choices(height, height, overlap)
+        for tile_width, columns in axis_choices(width, width, overlap)
+        if tile_height * tile_width <= area
+    ]
+    found = plan.tile[0] * plan.tile[1]
+    assert len(plan) * found * (1 + (found / attention_px if attention_px else 0)) <= min(costs) + 1e-6
+
+
+def test_a_picture_just_too_large_becomes_two_tiles() -> None:
+    plan = plan_tiles(656, 656, TileLimits(area_px=640 * 640), overlap_px=64)
+    assert len(plan) == 2
+    assert sorted(plan.tile) == [360, 656]
+
+
+def test_equally_cheap_tiles_are_the_fewest_and_then_the_squarest() -> None:
+    assert plan_tiles(512, 512, TileLimits(area_px=128 * 512), overlap_px=0).tile == (256, 256)
+
+
+def test_costly_attention_asks_for_smaller_tiles() -> None:
+    alone = plan_tiles(2000, 3000, TileLimits(area_px=10**6), overlap_px=32)
+    dear = plan_tiles(2000, 3000, TileLimits(area_px=10**6, attention_px=500_000), overlap_px=32)
+    assert len(dear) > len(alone)
+    assert computed_px(dear) > computed_px(alone)
+
+
+def test_computed_pixels_per_pixel_hardly_change_from_1_to_100_megapixels() -> None:
+    for limits in (TileLimits(area_px=500_000), TileLimits(area_px=500_000, attention_px=2_400_000)):
+        sizes = ((1000, 1000), (2000, 2000), (3000, 4000), (4000, 6000), (8660, 11547))
+        waste = [computed_px(plan_tiles(h, w, limits)) / (h * w) for h, w in sizes]
+        assert max(waste) / min(waste) < 1.15
+
+
 @settings(deadline=None, max_examples=200)
-@given(SIZES, st.integers(16, 200).map(lambda steps: 8 * steps))
-def test_one_tile_fewer_would_not_reach_across(size: int, largest: int) -> None:
-    count = len(plan_tiles(size, 8, TileLimits(largest=(largest, 8), area_px=5000 * 8)))
-    reach_of_fewer = (count - 1) * largest - (count - 2) * DEFAULT_OVERLAP_PX
-    assert count == 1 or reach_of_fewer < size + 7
+@given(SIZES, SIZES, st.integers(8, 40), st.integers(8, 40), st.integers(0, 56))
+def test_tiles_of_a_fixed_size_cover_the_picture_and_overlap(
+    height: int, width: int, rows: int, columns: int, overlap: int
+) -> None:
+    tile = (8 * rows, 8 * columns)
+    plan = plan_fixed_tiles(height, width, tile, TileLimits(area_px=10**6), overlap_px=overlap)
+    padded = (-(-height // 8) * 8, -(-width // 8) * 8)
+    assert plan.padded == padded
+    assert plan.tile == (min(tile[0], padded[0]), min(tile[1], padded[1]))
+    for starts, side, size in zip((plan.tops, plan.lefts), plan.tile, padded, strict=True):
+        assert covered(starts, side, size)
+        assert not [start for start in starts if start % 8]
+        overlaps = [earlier + side - later for earlier, later in itertools.pairwise(starts)]
+        assert all(seen >= overlap for seen in overlaps)
+        assert not overlaps or max(overlaps) - min(overlaps) <= 8, "evenly spread"
+
+
+@pytest.mark.parametrize(
+    ("tile", "overlap", "words"),
+    [
+        ((64, 64), 64, "cannot overlap by 64"),
+        ((64, 128), 57, "cannot overlap by 64"),
+        ((60, 64), 0, "multiples of 8"),
+        ((16, 64), 0, "smallest"),
+        ((128, 64), 0, "largest 64"),
+        ((64, 64), -8, "overlap of -8"),
+    ],
+)
+def test_tiles_that_cannot_be_are_refused(tile: tuple[int, int], overlap: int, words: str) -> None:
+    limits = TileLimits(smallest=(32, 32), largest=(64, 128), area_px=64 * 128)
+    plan_fixed_tiles(200, 200, (64, 128), limits, overlap_px=56)
+    with pytest.raises(ContractError, match=words):
+        plan_fixed_tiles(200, 200, tile, limits, overlap_px=overlap)
+
+
+def test_a_picture_under_the_smallest_tile_is_enlarged_to_it() -> None:
+    limits = TileLimits(smallest=(64, 64), area_px=10**6)
+    assert plan_fixed_tiles(8, 200, (128, 128), limits, overlap_px=0).tile == (64, 128)
 
 
 @settings(deadline=None, max_examples=50)

@@ -6,8 +6,9 @@ import importlib.util
 from typing import TYPE_CHECKING, Any, Literal
 
 from msan_runtime.backends.base import Backend, TileLimits, check_tiles
-from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME, PictureArray
-from msan_runtime.errors import BackendError, MissingExtraError
+from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME, Io, PictureArray
+from msan_runtime.errors import BackendError, MissingExtraError, OutOfMemoryError
+from msan_runtime.machine import compute_threads, is_bound
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -19,17 +20,26 @@ OrtName = Literal["ort-cpu", "ort-cuda"]
 PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
 EXTRAS = {"ort-cpu": "cpu", "ort-cuda": "cuda"}
 
-AREA_PX = 640 * 640
-"""Largest tile. Global attention on ONNX Runtime holds a matrix of (area/64)² floats: 164 MB at this size."""
+OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "bad allocation", "out of memory", "alloc_failed")
+"""What ONNX Runtime and CUDA say when memory does not suffice, in lower case."""
 
 
 class OrtBackend(Backend):
     """Runs an ONNX graph of the image contract with ONNX Runtime."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, name: OrtName, device: str) -> None:
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        name: OrtName,
+        device: str,
+        *,
+        limits: TileLimits,
+        io: Io = "uint8",
+    ) -> None:
         self.name = name
         self.device = device
-        self.limits = TileLimits(area_px=AREA_PX)
+        self.limits = limits
+        self.io = io
         self._session: onnxruntime.InferenceSession | None = session
 
     def infer(self, tiles: PictureArray) -> PictureArray:
@@ -39,7 +49,7 @@ class OrtBackend(Backend):
         try:
             outputs: Any = self._session.run([OUTPUT_NAME], {INPUT_NAME: tiles})
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise BackendError(f"{self.name} failed on tiles of shape {tiles.shape}: {first_line(error)}") from error
+            raise _failure(error)(f"{self.name} failed on tiles of shape {tiles.shape}: {first_line(error)}") from error
         return outputs[0]
 
     def close(self) -> None:
@@ -55,8 +65,8 @@ def unavailable(name: OrtName) -> str | None:
     return None
 
 
-def open_ort(graph: bytes, name: OrtName) -> OrtBackend:
-    """A backend for the ONNX graph in ``graph``.
+def open_ort(graph: bytes, name: OrtName, *, limits: TileLimits, io: Io = "uint8") -> OrtBackend:
+    """A backend for the ONNX graph in ``graph``, of pictures of ``io``, which is given tiles within ``limits``.
 
     Raises:
         MissingExtraError: if ONNX Runtime is not installed.
@@ -71,7 +81,7 @@ def open_ort(graph: bytes, name: OrtName) -> OrtBackend:
     if session.get_providers()[0] != provider:
         raise BackendError(f"ONNX Runtime put {session.get_providers()[0]} in the place of {provider}")
     device = "CPU" if name == "ort-cpu" else "NVIDIA GPU"
-    return OrtBackend(session, name, f"{device}, ONNX Runtime {onnxruntime.__version__}")
+    return OrtBackend(session, name, f"{device}, ONNX Runtime {onnxruntime.__version__}", limits=limits, io=io)
 
 
 def open_session(graph: bytes, provider: str) -> onnxruntime.InferenceSession:
@@ -84,6 +94,12 @@ def open_session(graph: bytes, provider: str) -> onnxruntime.InferenceSession:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if is_bound():
+        # By itself ONNX Runtime takes all cores, also those that this process was not given.
+        options.intra_op_num_threads = compute_threads()
+    # It would hold all tensors of a run side by side in one block, for each shape of tiles anew: twice the memory
+    # for the same time. The arena without it is reused by tiles of any shape.
+    options.enable_mem_pattern = False
     try:
         return onnxruntime.InferenceSession(graph, options, providers=[provider])
     except Exception as error:  # ONNX Runtime's exceptions share no base class
@@ -96,6 +112,12 @@ def _cuda_unavailable() -> str | None:
     if PROVIDERS["ort-cuda"] not in onnxruntime.get_available_providers():
         return "this onnxruntime has no CUDA (pip install 'msan[cuda]', without the cpu extra)"
     return None
+
+
+def _failure(error: Exception) -> type[BackendError]:
+    words = str(error).lower()
+    memory = isinstance(error, MemoryError) or any(sign in words for sign in OUT_OF_MEMORY)
+    return OutOfMemoryError if memory else BackendError
 
 
 def first_line(error: Exception) -> str:

@@ -1,0 +1,120 @@
+"""Which of two backends is faster on this machine: timed side by side once, then remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from msan_runtime.atomic import write_text
+from msan_runtime.backends.base import Backend
+from msan_runtime.cache import cache_folder
+from msan_runtime.machine import installed_versions, processor_name, usable_cores
+
+__all__ = ["Verdict", "contest_conditions", "recall_verdict", "remember_verdict", "timed_verdict"]
+
+VERSION = 1
+SIDES_PX = (256, 128, 64)
+ROUNDS = 5
+BUDGET_SECONDS = 1.5
+"""For all timed runs; the side of the tile follows from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Time of ``challenger`` over that of ``champion``: of the best runs of both on one tile.
+
+    The best, since whatever else the machine does can only make a run longer.
+
+    Attributes:
+        challenger, champion: names of the backends.
+        ratio: under 1 where the challenger is faster.
+        side_px: of the square tile that both ran.
+    """
+
+    challenger: str
+    champion: str
+    ratio: float
+    side_px: int
+
+    @property
+    def slower(self) -> bool:
+        """Whether the challenger is slower."""
+        return self.ratio > 1
+
+    def __str__(self) -> str:
+        tile = f"{self.side_px}×{self.side_px} tile"
+        return f"takes {self.ratio:.2f} times as long as {self.champion} on this machine (timed on a {tile})"
+
+
+def timed_verdict(challenger: Backend, champion: Backend) -> Verdict:
+    """Run both in turns on one tile of noise, about two seconds in all.
+
+    Raises:
+        BackendError: if one of them fails.
+    """
+    most_px = min(challenger.limits.area_px, champion.limits.area_px)
+    sides = [side for side in SIDES_PX if side * side <= most_px] or [8]
+    for backend in (challenger, champion):
+        backend.infer(_tile(sides[-1]))
+    seconds = max(_seconds(backend, _tile(sides[-1])) for backend in (challenger, champion))
+    side = next((side for side in sides if _budgeted(seconds * (side / sides[-1]) ** 2)), sides[-1])
+    tile = _tile(side)
+    pairs = [(_seconds(challenger, tile), _seconds(champion, tile)) for _ in range(ROUNDS + 1)]
+    ratio = min(one for one, _ in pairs) / min(other for _, other in pairs)
+    return Verdict(challenger=challenger.name, champion=champion.name, ratio=ratio, side_px=side)
+
+
+def contest_conditions(graph_sha256: str, packages: Iterable[str]) -> Mapping[str, object]:
+    """What a verdict depends on: the graph, the versions of ``packages``, the processor and its cores."""
+    return {
+        "version": VERSION,
+        "graph_sha256": graph_sha256,
+        "versions": installed_versions(packages),
+        "processor": processor_name(),
+        "cores": usable_cores(),
+    }
+
+
+def recall_verdict(conditions: Mapping[str, object]) -> Verdict | None:
+    """The verdict remembered for just these conditions; ``None`` if there is none that can be read."""
+    try:
+        body = json.loads(_file(conditions).read_bytes())
+        verdict = Verdict(**body["verdict"])
+        return verdict if float(verdict.ratio) > 0 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def remember_verdict(conditions: Mapping[str, object], verdict: Verdict) -> None:
+    """Keep a verdict in the user's cache folder. Where it cannot be written, it is timed again next time."""
+    path = _file(conditions)
+    body = {"conditions": conditions, "verdict": asdict(verdict)}
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(body, indent=2) + "\n")
+
+
+def _file(conditions: Mapping[str, object]) -> Path:
+    key = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / "verdicts" / f"{key[:32]}.json"
+
+
+def _budgeted(seconds: float) -> bool:
+    return 2 * (ROUNDS + 1) * seconds <= BUDGET_SECONDS
+
+
+def _tile(side_px: int) -> np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]:
+    return np.random.default_rng(0).integers(0, 256, (1, side_px, side_px, 3), np.uint8)
+
+
+def _seconds(backend: Backend, tile: np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]) -> float:
+    started = time.perf_counter()
+    backend.infer(tile)
+    return time.perf_counter() - started
