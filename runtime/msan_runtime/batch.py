@@ -1,145 +1,234 @@
-"""Many picture files: what goes where, and what became of each."""
+"""Many files: read, deblurred and written at the same time, and what became of each."""
 
 from __future__ import annotations
 
 import dataclasses
+import errno
+import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field
 
 from msan_runtime.compare import side_by_side
+from msan_runtime.contract import PictureArray
 from msan_runtime.deblur import Deblurrer
 from msan_runtime.errors import MsanError, PictureError
-from msan_runtime.image import SUFFIXES, Picture, find_pictures, read_picture, write_picture
+from msan_runtime.image import DEFAULT_MAX_PIXELS, EncodeOptions, Picture, read_picture, write_picture
+from msan_runtime.jobs import Job
+from msan_runtime.journal import Journal, SourceState
+from msan_runtime.machine import usable_cores
+from msan_runtime.pipeline import StageTimes, overlapped
+from msan_runtime.video import VideoOptions, VideoProgress, deblur_video
 
-__all__ = ["Job", "Outcome", "deblur_files", "plan_jobs"]
+__all__ = ["FileOptions", "Outcome", "deblur_files", "default_workers"]
 
-UNSUPPORTED_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".ppm"})
-"""Names that mean a picture, not a folder, in a format that is not written."""
+MOST_WORKERS = 4
+CORES_PER_WORKER = 4
+
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+
+logger = logging.getLogger(__name__)
+
+VideoListener = Callable[[Job, VideoProgress], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """One picture file to deblur, and where the result goes.
+class FileOptions:
+    """How files are read and written.
 
     Attributes:
-        source, target: the file, and the result's.
-        problem: why there is nothing to deblur at ``source`` (no such file, an empty folder).
+        encode: how pictures are encoded.
+        video: how videos are encoded, and which part of them.
+        max_pixels: larger pictures are refused.
+        skip_existing: leave out a file whose result is there, whatever it was made of.
     """
 
-    source: Path
-    target: Path
-    problem: str | None = None
-
-    @property
-    def comparison(self) -> Path:
-        """Where the before/after picture goes: beside the result, always PNG."""
-        return self.target.with_name(f"{self.target.stem}.compare.png")
+    encode: EncodeOptions = field(default_factory=EncodeOptions)
+    video: VideoOptions = field(default_factory=VideoOptions)
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    skip_existing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a job: done in ``seconds``, or not, with the reason in ``error``."""
+    """What became of a job.
+
+    Attributes:
+        job: which one.
+        seconds: how long reading, deblurring and writing took together.
+        error: why there is no result, or ``None``.
+        kept: whether the result was there before and nothing was done.
+    """
 
     job: Job
     seconds: float
-    error: str | None
+    error: str | None = None
+    kept: bool = False
 
 
-def plan_jobs(inputs: Sequence[Path], output: Path, *, compare: bool = False) -> list[Job]:
-    """Decide where each result goes.
-
-    One input file and an ``output`` that ends like a picture: there. Otherwise ``output`` is a
-    folder that keeps the names; folders are searched through and their inner paths kept. Where
-    ``output`` lies inside such a folder, what is in it (earlier results) is not taken as input.
-
-    Args:
-        inputs: files and folders.
-        output: a file or a folder; it need not exist.
-        compare: whether before/after pictures will be written too, so that their names are checked.
-
-    An input that does not exist, or a folder without pictures, becomes a job with a ``problem``.
-
-    Raises:
-        PictureError: if there is a problem with every input, two results would have one name, or a
-            result would replace an input.
-    """
-    if output.suffix.lower() in UNSUPPORTED_SUFFIXES and not output.is_dir():
-        raise PictureError(f"cannot write {output}: the name of a picture must end in {', '.join(sorted(SUFFIXES))}")
-    if output.suffix.lower() in SUFFIXES and not output.is_dir() and not (len(inputs) == 1 and not inputs[0].is_dir()):
-        raise PictureError(f"{output} is one picture, but the input is several. Give a folder as -o")
-    if len(inputs) == 1 and inputs[0].is_file() and output.suffix.lower() in SUFFIXES and not output.is_dir():
-        jobs = [Job(source=inputs[0], target=output)]
-    else:
-        jobs = [job for path in inputs for job in _jobs_of(path, output)]
-    problems = [job.problem for job in jobs if job.problem is not None]
-    if len(problems) == len(jobs):
-        raise PictureError("; ".join(problems))
-    _refuse_clashes([job for job in jobs if job.problem is None], compare=compare)
-    return jobs
+def default_workers() -> int:
+    """Threads for reading, and as many for writing, that keep up with a device and leave cores to a CPU backend."""
+    return min(max(usable_cores() // CORES_PER_WORKER, 1), MOST_WORKERS)
 
 
-def deblur_files(deblurrer: Deblurrer, jobs: Sequence[Job], *, compare: bool = False) -> Iterator[Outcome]:
-    """Deblur one file after the other; a bad one does not stop the rest.
+def deblur_files(
+    deblurrer: Deblurrer,
+    jobs: Iterable[Job],
+    *,
+    options: FileOptions | None = None,
+    journal: Journal | None = None,
+    workers: int | None = None,
+    times: StageTimes | None = None,
+    on_video: VideoListener | None = None,
+) -> Generator[Outcome]:
+    """Deblur files: the next ones are read and the last ones written meanwhile. A bad one does not stop the rest.
+
+    In memory are at most ``2 * workers + 3`` pictures and their results. Closing the iterator ends the
+    run when what was deblurred is written.
 
     Args:
-        deblurrer: what deblurs.
-        jobs: from :func:`plan_jobs`.
-        compare: also write a labelled before/after picture.
+        deblurrer: what deblurs, in the thread that iterates.
+        jobs: from :func:`msan_runtime.jobs.plan_jobs`.
+        options: how files are read and written.
+        journal: of the output folder; what is done there is not done again.
+        workers: threads for reading, and as many for writing; by the number of cores if left out.
+        times: filled with what the stages took.
+        on_video: told how far a video is, in the thread that iterates.
 
     Yields:
         An outcome for each job, in order.
+
+    Raises:
+        PictureError: if the disk is full or read-only.
+        OSError: if the journal cannot be written.
     """
-    for job in jobs:
-        started = time.perf_counter()
-        error = _run(deblurrer, job, compare=compare)
-        yield Outcome(job=job, seconds=time.perf_counter() - started, error=error)
+    workers = workers or default_workers()
+    stages = _Stages(deblurrer, options or FileOptions(), journal, on_video)
+    return overlapped(
+        jobs,
+        before=stages.read,
+        run=stages.deblur,
+        after=stages.write,
+        readers=workers,
+        writers=workers,
+        depth=workers + 1,
+        times=times,
+    )
 
 
-def _run(deblurrer: Deblurrer, job: Job, *, compare: bool) -> str | None:
-    """Do one job; the reason if it failed."""
-    if job.problem is not None:
-        return job.problem
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """A job on its way: what is known of it so far. Once ``error`` or ``kept`` is set, nothing more is done."""
+
+    job: Job
+    seconds: float = 0.0
+    state: SourceState | None = None
+    picture: Picture | None = None
+    sharp: PictureArray | None = None
+    error: str | None = None
+    kept: bool = False
+
+    @property
+    def ended(self) -> bool:
+        return self.kept or self.error is not None
+
+
+class _Stages:
+    """The three stages of :func:`deblur_files`; what is wrong with one file ends that one."""
+
+    def __init__(
+        self, deblurrer: Deblurrer, options: FileOptions, journal: Journal | None, on_video: VideoListener | None
+    ) -> None:
+        self._deblurrer = deblurrer
+        self._options = options
+        self._journal = journal
+        self._on_video = on_video
+
+    def read(self, job: Job) -> _Work:
+        return _tried(self._read, _Work(job=job, error=job.problem))
+
+    def deblur(self, work: _Work) -> _Work:
+        return _tried(self._deblur, work)
+
+    def write(self, work: _Work) -> Outcome:
+        work = _tried(self._write, work)
+        if self._journal is not None and work.error is not None:
+            self._journal.note_failed(work.job, work.error)
+        return Outcome(job=work.job, seconds=work.seconds, error=work.error, kept=work.kept)
+
+    def _read(self, work: _Work) -> _Work:
+        job = work.job
+        if self._options.skip_existing and all(path.exists() for path in job.results):
+            return dataclasses.replace(work, kept=True)
+        state = _state_of(job)
+        if self._journal is not None and self._journal.is_done(job, state):
+            return dataclasses.replace(work, kept=True)
+        if job.is_video:
+            return dataclasses.replace(work, state=state)
+        picture = read_picture(job.source, deep=True, max_pixels=self._options.max_pixels)
+        return dataclasses.replace(work, state=state, picture=picture)
+
+    def _deblur(self, work: _Work) -> _Work:
+        if work.picture is not None:
+            return dataclasses.replace(work, sharp=self._deblurrer.deblur(work.picture.pixels))
+        self._deblur_video(work.job)
+        return work
+
+    def _deblur_video(self, job: Job) -> None:
+        listener = self._on_video
+        told = None if listener is None else lambda progress: listener(job, progress)
+        try:
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+            summary = deblur_video(self._deblurrer, job.source, job.target, self._options.video, on_progress=told)
+        except OSError as error:
+            raise PictureError(f"cannot write {job.target}: {error.strerror}") from error
+        if summary.damaged:
+            logger.warning("%s has %d damaged places", job.source, summary.damaged)
+
+    def _write(self, work: _Work) -> _Work:
+        job = work.job
+        if work.picture is not None and work.sharp is not None:
+            write_picture(job.target, dataclasses.replace(work.picture, pixels=work.sharp), self._options.encode)
+            if job.comparison is not None:
+                _write_comparison(job, work.picture, work.sharp)
+        if self._journal is not None and work.state is not None:
+            self._journal.note_done(job, work.state)
+        return work
+
+
+def _tried(stage: Callable[[_Work], _Work], work: _Work) -> _Work:
+    """``work`` after ``stage``, with the time that it took, or with the reason why it failed.
+
+    Raises:
+        PictureError: if it failed for a reason that all further files share.
+    """
+    if work.ended:
+        return work
+    started = time.perf_counter()
     try:
-        picture = read_picture(job.source)
-        sharp = deblurrer.deblur(picture.pixels)
-        write_picture(job.target, dataclasses.replace(picture, pixels=sharp))
-        if compare:
-            sheet = side_by_side(picture.pixels, sharp)
-            profile = None if picture.grey else picture.icc  # a grey profile does not fit a coloured sheet
-            write_picture(job.comparison, Picture(pixels=sheet, alpha=None, grey=False, icc=profile, exif=None))
+        work = stage(work)
     except MsanError as error:
-        return str(error)
-    return None
+        if _disk_is_full(error):
+            raise PictureError(f"{error}. Make room and give the command again: it goes on from here") from error
+        work = dataclasses.replace(work, error=str(error))
+    except MemoryError:
+        work = dataclasses.replace(work, error=f"{work.job.source} does not fit into this machine's memory")
+    return dataclasses.replace(work, seconds=work.seconds + time.perf_counter() - started)
 
 
-def _jobs_of(path: Path, output: Path) -> list[Job]:
-    """The jobs of one input; their results keep the names."""
-    if path.is_file():
-        return [Job(source=path, target=output / path.name)]
-    if not path.is_dir():
-        return [Job(source=path, target=output, problem=f"no file or folder {path}")]
-    results = output.resolve()
-    skipped = results if path.resolve() in results.parents else None
-    files = [file for file in find_pictures(path) if not _is_in(file, skipped)]
-    if not files:
-        return [Job(source=path, target=output, problem=f"no JPEG, PNG, WebP or TIFF picture in {path}")]
-    return [Job(source=file, target=output / file.relative_to(path)) for file in files]
+def _disk_is_full(error: MsanError) -> bool:
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL_DISK
 
 
-def _is_in(file: Path, folder: Path | None) -> bool:
-    return folder is not None and file.parent.resolve().is_relative_to(folder)
+def _state_of(job: Job) -> SourceState:
+    try:
+        return SourceState.of(job.source)
+    except OSError as error:
+        raise PictureError(f"{job.source} cannot be read: {error.strerror}") from error
 
 
-def _refuse_clashes(jobs: Sequence[Job], *, compare: bool) -> None:
-    sources = {job.source.resolve() for job in jobs}
-    written: dict[Path, Path] = {}
-    for job in jobs:
-        for result in (job.target, job.comparison) if compare else (job.target,):
-            path = result.resolve()
-            if path in sources:
-                raise PictureError(f"the result of {job.source} would replace the input {result}. Choose another -o")
-            if path in written:
-                raise PictureError(f"{written[path]} and {job.source} would both be written to {result}. Rename one")
-            written[path] = job.source
+def _write_comparison(job: Job, picture: Picture, sharp: PictureArray) -> None:
+    if job.comparison is None:
+        return
+    profile = None if picture.grey else picture.icc  # a grey profile does not fit a coloured sheet
+    write_picture(job.comparison, Picture(pixels=side_by_side(picture.pixels, sharp), icc=profile))
