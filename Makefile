@@ -29,7 +29,7 @@ format: $(VENV)/.dev
 
 # Timings on this machine: keep it quiet while they run.
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/deblur_cpu.py --json benchmarks/results/deblur-cpu.json
+	$(BIN)/msan bench --sizes 360x640,720x1280 --count 200 --json benchmarks/results/bench.json --plot docs/bench.png
 
 wheel: $(VENV)/.dev
 	$(BIN)/python -m hatchling build -t wheel
