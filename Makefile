@@ -11,8 +11,10 @@ demo: $(VENV)/.export
 	$(BIN)/msan deblur examples/lighthouse-blurred.png --output demo --bundle demo/msan-s --compare
 	@echo "See demo/lighthouse-blurred.compare.png. The engine for RTX 30, 40 and 50 cards: demo/msan-s/msan-s.rtx.engine"
 
+# The runtime's tests have a process of their own: it never meets PyTorch in use either.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/export tests/msan tests/calib tests/rules
+	$(BIN)/python -m pytest tests/runtime
 
 # Minutes: the full 8.9-million-parameter network from checkpoint to bundle.
 test-slow: $(VENV)/.dev

@@ -257,7 +257,8 @@ class TestKilledProcesses:
     def wait_for_step(folder: Path, step: int) -> None:
         deadline = time.monotonic() + 200
         log = folder / "log.jsonl"
-        while not log.exists() or len(log_of(folder)) == 0 or log_of(folder)[-1]["step"] < step:
+        # Read once a turn: a run that goes on takes off lines.
+        while not log.exists() or not (lines := log_of(folder)) or lines[-1]["step"] < step:
             assert time.monotonic() < deadline
             time.sleep(0.002)
 
