@@ -170,13 +170,17 @@ class _Stages:
 
     def _deblur(self, work: _Work) -> _Work:
         if work.picture is not None:
-            return dataclasses.replace(work, sharp=self._deblurrer.deblur(work.picture.pixels))
+            sharp = self._deblurrer.deblur(work.picture.pixels)
+            # While the result is written, the blurred pixels are held only where a sheet of both asks for them.
+            kept = work.picture if work.job.comparison else dataclasses.replace(work.picture, pixels=sharp)
+            return dataclasses.replace(work, picture=kept, sharp=sharp)
         self._deblur_video(work.job)
         return work
 
     def _deblur_video(self, job: Job) -> None:
         listener = self._on_video
         told = None if listener is None else lambda progress: listener(job, progress)
+        self._note_started(job)
         try:
             job.target.parent.mkdir(parents=True, exist_ok=True)
             summary = deblur_video(self._deblurrer, job.source, job.target, self._options.video, on_progress=told)
@@ -188,12 +192,17 @@ class _Stages:
     def _write(self, work: _Work) -> _Work:
         job = work.job
         if work.picture is not None and work.sharp is not None:
+            self._note_started(job)
             write_picture(job.target, dataclasses.replace(work.picture, pixels=work.sharp), self._options.encode)
             if job.comparison is not None:
                 _write_comparison(job, work.picture, work.sharp)
         if self._journal is not None and work.state is not None:
             self._journal.note_done(job, work.state)
         return work
+
+    def _note_started(self, job: Job) -> None:
+        if self._journal is not None:
+            self._journal.note_started(job)
 
 
 def _tried(stage: Callable[[_Work], _Work], work: _Work) -> _Work:

@@ -11,7 +11,7 @@ import typer
 
 from msan_runtime.commands.bench import bench
 from msan_runtime.commands.deblur import deblur
-from msan_runtime.commands.screen import GroupedCommand, errors
+from msan_runtime.commands.screen import GroupedCommand, errors, printable
 from msan_runtime.errors import MissingExtraError, MsanError
 
 __all__ = ["app", "main"]
@@ -88,9 +88,9 @@ class _NoteHandler(logging.Handler):
     """Prints what the library logs, for example why a faster backend is not used."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        errors.print(f"note: {record.getMessage()}", style="dim")
+        errors.print(f"note: {printable(record.getMessage())}", style="dim")
 
 
 def _fail(message: str, exit_code: int) -> None:
-    errors.print(f"error: {message}", style="red")
+    errors.print(f"error: {printable(message)}", style="red")
     sys.exit(exit_code)

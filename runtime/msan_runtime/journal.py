@@ -1,8 +1,10 @@
 """The journal of an output folder: which results are whole, so that a run that was killed goes on.
 
-``.msan-journal.jsonl`` has a line for the model and the settings, then one for each file when its
-result has reached the disk, or with the reason why there is none. A line that was cut short by a
-kill is dropped. The file is locked while a run writes to the folder.
+``.msan-journal.jsonl`` has a line for the model and the settings, then for each file one before its
+result is written, and one when that has reached the disk, or with the reason why there is none. What
+follows the last line of settings counts as done; the names of earlier results stay known, so that no
+run takes them for pictures to deblur. A line that was cut short by a kill is dropped. The file is
+locked while a run writes to the folder.
 """
 
 from __future__ import annotations
@@ -97,14 +99,14 @@ class Journal:
         file = (folder / JOURNAL_NAME).open("a+b")
         try:
             _take(file, folder)
-            header = None if restart else _header(file)
-            done = {} if header is None else _read_done(file)
-            if header is not None and done:
+            _drop_torn_line(file)
+            header, done = _read(file)
+            if done and not restart:
                 _check_same(header, run, folder)
                 return cls(folder, file, done)
-            file.truncate(0)
             journal = cls(folder, file, {})
-            journal._append(_header_of(run))
+            if restart or header != _header_of(run):
+                journal._append(_header_of(run))
             return journal
         except BaseException:
             file.close()
@@ -119,6 +121,15 @@ class Journal:
             return _digest(self._entry(job, source)) == digest
         except OSError:  # a result is not there
             return False
+
+    def note_started(self, job: Job) -> None:
+        """Note that the results of ``job`` are about to be written: should a kill come before
+        :meth:`note_done`, it is known that they are results. It survives a kill, not a power cut.
+
+        Raises:
+            OSError: if the journal cannot be written.
+        """
+        self._append({"starts": [self._relative(path) for path in job.results]}, durable=False)
 
     def note_done(self, job: Job, source: SourceState) -> None:
         """Note that the results of ``job`` are on the disk.
@@ -170,11 +181,12 @@ class Journal:
         except ValueError:  # another drive of Windows
             return path.absolute().as_posix()
 
-    def _append(self, entry: Mapping[str, Any]) -> None:
+    def _append(self, entry: Mapping[str, Any], *, durable: bool = True) -> None:
         with self._lock:
             self._file.write(_line(entry))
             self._file.flush()
-            os.fsync(self._file.fileno())
+            if durable:
+                os.fsync(self._file.fileno())
 
 
 def model_digest(manifest: Manifest) -> str:
@@ -185,11 +197,12 @@ def model_digest(manifest: Manifest) -> str:
 
 
 def recorded_results(folder: Path) -> Iterator[Path]:
-    """Every result that the journal of ``folder`` knows; none if there is no journal."""
+    """Every result that the journal of ``folder`` knows, some twice; none if there is no journal."""
     try:
         with (folder / JOURNAL_NAME).open("rb") as file:
             for entry in _entries(file):
-                names = (entry.get("target"), entry.get("comparison"))
+                started = entry.get("starts")
+                names = [entry.get("target"), entry.get("comparison"), *(started if isinstance(started, list) else [])]
                 yield from (folder / name for name in names if isinstance(name, str))
     except OSError:
         return
@@ -210,17 +223,8 @@ def _take(file: BinaryIO, folder: Path) -> None:
         raise JournalError(f"another run is writing to {folder}. Wait for its end, or choose another -o")
 
 
-def _header(file: BinaryIO) -> dict[str, Any] | None:
-    """The first line, with the file cut after its last whole line; ``None`` if there is no such line."""
-    file.seek(0)
-    entry = _parsed(file.readline())
-    if entry is None or "journal" not in entry:
-        return None
-    _drop_torn_line(file)
-    return entry
-
-
 def _drop_torn_line(file: BinaryIO) -> None:
+    """Cut the file after its last whole line."""
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(end - 4096, 0)
@@ -230,11 +234,27 @@ def _drop_torn_line(file: BinaryIO) -> None:
             file.truncate(start + last + 1)
             return
         end = start
+    file.truncate(0)
+
+
+def _read(file: BinaryIO) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The last line of model and settings, and what was done since: for each result the digest of its
+    last line, which is all that a comparison needs."""
+    header: dict[str, Any] = {}
+    done: dict[str, bytes] = {}
+    file.seek(0)
+    for entry in _entries(file):
+        target = entry.get("target")
+        if "journal" in entry:
+            header, done = entry, {}
+        elif isinstance(target, str):
+            done[target] = _digest(entry)
+    return header, done
 
 
 def _check_same(header: Mapping[str, Any], run: Run, folder: Path) -> None:
     ways_out = "Give --restart to do all of it again, or choose another -o"
-    if header["journal"] != JOURNAL_VERSION:
+    if header.get("journal") != JOURNAL_VERSION:
         raise JournalError(f"{folder / JOURNAL_NAME} was written by another version of msan. {ways_out}")
     if header.get("model_sha256") != run.model_sha256:
         theirs = f"{header.get('model')} ({str(header.get('model_sha256'))[:8]})"
@@ -254,12 +274,6 @@ def _differences(theirs: object, ours: Mapping[str, Any]) -> str:
 def _value(value: object) -> str:
     words = {None: "by default", True: "on", False: "off"}
     return words[value] if value is None or isinstance(value, bool) else str(value)
-
-
-def _read_done(file: BinaryIO) -> dict[str, bytes]:
-    """For each result its last line's digest, which is all that a comparison needs."""
-    file.seek(0)
-    return {entry["target"]: _digest(entry) for entry in _entries(file) if isinstance(entry.get("target"), str)}
 
 
 def _entries(file: BinaryIO) -> Iterator[dict[str, Any]]:

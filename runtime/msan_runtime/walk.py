@@ -85,21 +85,32 @@ class _Search:
             with os.scandir(self._folder / relative) as entries:
                 for entry in entries:
                     path = os.path.join(relative, entry.name)  # noqa: PTH118 - many, and kept as strings
-                    if not entry.is_dir():
-                        self._note_file(entry, path)
-                    elif entry.is_symlink():
-                        self.links.append(path)
-                    else:
-                        folders.append(path)
+                    try:
+                        if not entry.is_dir():
+                            self._note_file(entry, path)
+                        elif entry.is_symlink():
+                            self.links.append(path)
+                        else:
+                            folders.append(path)
+                    except OSError as error:
+                        self._note_lost_link(entry, path, error)
         except OSError as error:
             self.found.problems.append(f"cannot search {self._folder / relative}: {error.strerror}")
         return folders
 
     def _note_file(self, entry: os.DirEntry[str], path: str) -> None:
-        if os.path.splitext(entry.name)[1].lower() not in self._suffixes:  # noqa: PTH122
+        if not self._is_wanted(entry):
             return
         if not entry.is_file():
             kind = "a link to nothing" if entry.is_symlink() else "not a file"
             self.found.problems.append(f"{self._folder / path} is {kind}")
         elif not self._without or file_id(entry.path) not in self._without:
             self.found.files.append(path)
+
+    def _note_lost_link(self, entry: os.DirEntry[str], path: str, error: OSError) -> None:
+        """Of a link to itself, through a file, or to where nobody may look: what is lost by it, if anything."""
+        if self._is_wanted(entry) or isinstance(error, PermissionError):
+            self.found.problems.append(f"cannot follow {self._folder / path}: {error.strerror}")
+
+    def _is_wanted(self, entry: os.DirEntry[str]) -> bool:
+        return os.path.splitext(entry.name)[1].lower() in self._suffixes  # noqa: PTH122

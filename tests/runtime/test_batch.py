@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from msan_runtime.compare import side_by_side
 from msan_runtime.contract import PictureArray
 from msan_runtime.deblur import Deblurrer
 from msan_runtime.errors import MissingExtraError, PictureError
-from msan_runtime.image import EncodeOptions, read_picture
+from msan_runtime.image import EncodeOptions, Picture, read_picture
 from msan_runtime.jobs import Job, plan_jobs
 from msan_runtime.journal import Journal, Run
 from msan_runtime.pipeline import StageTimes
@@ -329,3 +332,24 @@ def test_a_comparison_shows_both_pictures_untouched_under_labels(height: int, wi
     labels = sheet[:-height]
     assert labels.min() < 100
     assert labels.max() == 255
+
+
+def test_blurred_pixels_are_let_go_while_the_result_is_written(
+    pictures: Path, tmp_path: Path, inverting: Deblurrer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blurred: list[weakref.ref[PictureArray]] = []
+
+    def reading(path: Path, **options: Any) -> Picture:
+        picture = read_picture(path, **options)
+        blurred.append(weakref.ref(picture.pixels))
+        return picture
+
+    def writing(*_: object) -> None:
+        # The thread that deblurs lets go of them at its own pace.
+        assert any(blurred[0]() is None or time.sleep(0.01) for _ in range(500))
+
+    monkeypatch.setattr("msan_runtime.batch.read_picture", reading)
+    monkeypatch.setattr("msan_runtime.batch.write_picture", writing)
+    (outcome,) = deblur_files(inverting, [Job(source=pictures / "a.png", target=tmp_path / "out.png")])
+    assert outcome.error is None
+    assert len(blurred) == 1

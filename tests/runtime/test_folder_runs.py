@@ -113,6 +113,26 @@ def test_results_beside_their_sources_are_no_inputs_of_the_next_run(deblur: Debl
     assert files_in(album) == after_one
 
 
+def test_results_of_before_a_restart_are_no_inputs_either(deblur: Deblur, album: Path) -> None:
+    arguments = (album, "-o", album, "--name", "{stem}-sharp{suffix}")
+    assert deblur(*arguments, "--compare").code == 0
+    before = files_in(album)
+    added = {"a-sharp.webp", "b-sharp.webp", "day/c-sharp.webp"}
+    assert deblur(*arguments, "--format", "webp", "--restart").out.startswith("3 of 3 pictures")
+    assert deblur(*arguments, "--format", "webp").out.endswith("(3 of them before)\n")
+    assert files_in(album) == before | added
+
+
+def test_a_result_that_a_kill_kept_from_the_journal_is_no_input(deblur: Deblur, album: Path) -> None:
+    arguments = (album, "-o", album, "--name", "{stem}-sharp{suffix}")
+    assert deblur(*arguments).code == 0
+    rows = (album / JOURNAL_NAME).read_bytes().splitlines(keepends=True)
+    (album / JOURNAL_NAME).write_bytes(b"".join(rows[:-1]))
+    assert "target" in json.loads(rows[-1])
+    assert deblur(*arguments).out.endswith("(2 of them before)\n")
+    assert len(files_in(album)) == 3 + 3 + 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

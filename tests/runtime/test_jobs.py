@@ -340,6 +340,21 @@ def test_links_that_lead_in_a_circle_end(pictures: Path, tmp_path: Path) -> None
 
 
 @POSIX
+def test_links_that_lead_nowhere_hide_no_files(pictures: Path, tmp_path: Path) -> None:
+    for name in ("self", "self.png"):
+        (pictures / name).symlink_to(name)
+    for name in ("through", "through.png"):
+        (pictures / name).symlink_to("a.png/inside")
+    plan = plan_jobs([pictures], tmp_path / "out")
+    assert names(plan, tmp_path / "out") >= {"a.png", "b.JPG", "trip/day 1/c.webp"}
+    problems = sorted(job.problem for job in plan if job.problem is not None)
+    assert [problem.rpartition(": ")[0] for problem in problems] == [
+        f"cannot follow {pictures / 'self.png'}",
+        f"cannot follow {pictures / 'through.png'}",
+    ]
+
+
+@POSIX
 def test_a_linked_folder_from_elsewhere_is_searched_once(pictures: Path, tmp_path: Path) -> None:
     album = touch(tmp_path / "album", "x.png", "deep/y.png")
     (album / "deep" / "back").symlink_to(pictures)

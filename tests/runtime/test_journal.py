@@ -200,13 +200,32 @@ def test_a_restart_forgets(out: Path, make_job: Callable[[str], Job]) -> None:
     other = replace(RUN, model_sha256="b" * 64)
     with Journal.open(out, other, restart=True) as journal:
         assert not journal.is_done(job, SourceState.of(job.source))
-    assert lines(out)[0]["model_sha256"] == "b" * 64
+    assert not is_done(out, job, other)
+    assert list(recorded_results(out)) == [job.target]
+
+
+def test_after_a_restart_the_new_results_count(out: Path, make_job: Callable[[str], Job]) -> None:
+    first, second = make_job("a.png"), make_job("b.png")
+    note(out, first, second)
+    with Journal.open(out, RUN, restart=True) as journal:
+        journal.note_done(second, SourceState.of(second.source))
+    assert [is_done(out, job) for job in (first, second)] == [False, True]
 
 
 def test_a_journal_without_results_binds_nobody(out: Path) -> None:
     Journal.open(out, RUN).close()
     Journal.open(out, replace(RUN, model_sha256="b" * 64)).close()
-    assert [line["model_sha256"] for line in lines(out)] == ["b" * 64]
+    Journal.open(out, replace(RUN, model_sha256="b" * 64)).close()
+    assert [line["model_sha256"] for line in lines(out)] == ["a" * 64, "b" * 64]
+
+
+def test_what_was_started_is_known_as_a_result_and_not_done(out: Path, make_job: Callable[[str], Job]) -> None:
+    job = replace(make_job("a.png"), comparison=out / "a.compare.png")
+    with Journal.open(out, RUN) as journal:
+        journal.note_started(job)
+    (out / "a.compare.png").touch()
+    assert not is_done(out, job)
+    assert list(recorded_results(out)) == [out / "a.png", out / "a.compare.png"]
 
 
 def test_a_journal_of_another_version_is_refused(out: Path, make_job: Callable[[str], Job]) -> None:

@@ -203,6 +203,17 @@ def test_markup_in_a_file_name_is_printed_as_it_is(deblur: Run, tmp_path: Path) 
     assert f"error: {name} is not" in deblur(name, "-o", tmp_path / "out").err
 
 
+def test_a_file_name_commands_no_terminal(deblur: Run, photo: Path, tmp_path: Path) -> None:
+    names = [tmp_path / name for name in ("a\x1b[31m.jpg", "b\x9b2J\x07.jpg", "c\udcff　é.jpg")]
+    finished = deblur(photo, *names, "-o", tmp_path / "out")
+    assert finished.code == 1
+    assert [line.rpartition(os.sep)[2] for line in finished.err.splitlines() if line.startswith("error: ")] == [
+        r"a\x1b[31m.jpg",
+        r"b\x9b2J\x07.jpg",
+        r"c\udcff　é.jpg",
+    ]
+
+
 @pytest.mark.parametrize("arguments", [("deblur",), ("deblur", "a.png"), ("deblur", "a.png", "--no-such"), ("nosuch",)])
 def test_wrong_usage_ends_with_2_and_a_hint(msan: Run, arguments: tuple[str, ...]) -> None:
     finished = msan(*arguments)

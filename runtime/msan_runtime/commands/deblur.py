@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from msan_runtime.commands.screen import errors
+from msan_runtime.commands.screen import errors, printable
 from msan_runtime.commands.values import bytes_from_text, seconds_from_text, size_from_text
 from msan_runtime.errors import PictureError
 
@@ -135,7 +135,12 @@ class _Screen:
     """Progress on the error stream while the run goes on; then what failed, and one line of what was done."""
 
     def __init__(self, plan: Plan, output: Path, backend: str) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(*columns, console=errors)
         self._task = self._progress.add_task(f"deblurring on {backend}", total=len(plan))
         self._video: TaskID | None = None
@@ -168,7 +173,7 @@ class _Screen:
         """Show how far a video is."""
         if self._video is None:
             self._video = self._progress.add_task("", total=progress.frames_total)
-        words = f"{job.source.name}, {progress.fps:.3g} frames/s"
+        words = f"{printable(job.source.name)}, {progress.fps:.3g} frames/s"
         self._progress.update(self._video, description=words, completed=progress.frames_done)
 
     def __enter__(self) -> Self:
@@ -180,7 +185,7 @@ class _Screen:
     ) -> None:
         self._progress.stop()
         for reason in self._reasons:
-            errors.print(f"error: {reason}", style="red")
+            errors.print(f"error: {printable(reason)}", style="red")
         if self._failed > len(self._reasons):
             more = self._failed - len(self._reasons)
             errors.print(f"error: … and {more} more, with their reasons in {self._journal_path}", style="red")

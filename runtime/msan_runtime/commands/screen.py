@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from typing import Any
 
 from rich.console import Console
 from typer.core import TyperCommand
 
-__all__ = ["GroupedCommand", "errors"]
+__all__ = ["GroupedCommand", "errors", "printable"]
+
+UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters but for the end of a line, and bytes of a name that is not UTF-8."""
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
+def printable(text: str) -> str:
+    """``text`` without what would command a terminal: a file's name may hold it. It is spelt out, like ``\\x1b``."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class GroupedCommand(TyperCommand):

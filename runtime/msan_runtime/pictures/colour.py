@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Callable
 from functools import partial
 
 from PIL import Image, ImageCms
 
 from msan_runtime.errors import PictureError
+from msan_runtime.pictures.notes import note
 
 __all__ = ["ink_conversion", "plain_conversion", "srgb_profile"]
-
-logger = logging.getLogger(__name__)
 
 CREATION_DATE = slice(24, 36)
 """Where an ICC profile says when it was made (ICC.1, section 7.2.1)."""
@@ -51,7 +49,7 @@ def ink_conversion(icc: bytes | None) -> tuple[Callable[[Image.Image], Image.Ima
             ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
     except (ImageCms.PyCMSError, OSError) as error:
-        logger.warning("the CMYK profile cannot be used, colours are converted without it: %s", error)
+        note("the CMYK profile cannot be used, colours are converted without it: %s", error)
         return plain_conversion("CMYK", alpha=False), None
     return partial(_transformed, transform), srgb_profile()
 

@@ -53,7 +53,7 @@ def read_deep_tiff(file: BinaryIO) -> PictureArray:
         _check_whole(page, file.seek(0, 2))
         colours = 3 if page.photometric == RGB else 1
         if page.photometric not in (MIN_IS_WHITE, MIN_IS_BLACK, RGB) or page.samplesperpixel < colours:
-            raise PictureError(f"has 16-bit colours of a kind that is not supported ({page.photometric!r})")
+            raise PictureError(f"has 16-bit colours of a kind that is not supported ({_name_of(page.photometric)})")
         if ASSOCIATED_ALPHA in page.extrasamples:
             raise PictureError("has 16-bit colours multiplied by alpha, which is not supported. Save it without")
         samples = page.asarray(maxworkers=1)
@@ -118,6 +118,11 @@ def _check_whole(page: Any, size_bytes: int) -> None:
     ends = [start + length for start, length in zip(page.dataoffsets, page.databytecounts, strict=True)]
     if not all(page.databytecounts) or max(ends, default=0) > size_bytes:
         raise PictureError("cannot be decoded: it is cut short")
+
+
+def _name_of(photometric: Any) -> str:
+    """In words, of those that tifffile knows."""
+    return getattr(photometric, "name", str(photometric)).lower()
 
 
 def _module(name: str) -> ModuleType:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,12 +11,11 @@ from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 from msan_runtime.errors import PictureError
 from msan_runtime.pictures.exif import PREFIX
 from msan_runtime.pictures.metadata import Header, metadata_from_blocks
+from msan_runtime.pictures.notes import note
 from msan_runtime.pictures.picture import Coding, EncodeOptions, JpegCoding, Picture, Subsampling
 from msan_runtime.pictures.strips import image_from
 
 __all__ = ["open_jpeg", "read_jpeg_header", "write_jpeg"]
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_QUALITY = 95
 SUBSAMPLINGS: dict[int, Subsampling] = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
@@ -71,7 +69,7 @@ def write_jpeg(path: Path, picture: Picture, options: EncodeOptions) -> None:
         # Pillow's buffer for progressive files is of a fixed size, which noise at the best quality overflows.
         if not settings["progressive"] or error.errno is not None:
             raise
-        logger.warning("%s is written without progressive scans: it compresses too badly for them", path.name)
+        note("written without progressive scans: it compresses too badly for them")
         image.save(path, "JPEG", **settings | {"progressive": False})
 
 
@@ -131,7 +129,7 @@ def _metadata(picture: Picture) -> dict[str, Any]:
 def _fits(name: str, data: bytes) -> bool:
     if len(data) <= MAX_SEGMENT_BYTES:
         return True
-    logger.warning("an %s of %d bytes is left out: a JPEG takes 64 KB", name, len(data))
+    note("an %s of %d bytes is left out: a JPEG takes 64 KB", name, len(data))
     return False
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import zlib
 from dataclasses import dataclass, replace
 
 from msan_runtime.pictures.directories import Directory
 from msan_runtime.pictures.exif import ORIENTATION, PREFIX, directory_from_block, dpi_from_entries, upright_block
+from msan_runtime.pictures.notes import note
 from msan_runtime.pictures.picture import Coding
 
 __all__ = ["Header", "Metadata", "inflated", "metadata_from_blocks", "orientation_from", "profile_space", "upright"]
-
-logger = logging.getLogger(__name__)
 
 XMP_ORIENTATION = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|>)\s*)([1-8])""")
 MAX_INFLATED_BYTES = 64 * 1024 * 1024
@@ -72,7 +70,7 @@ def metadata_from_blocks(
         try:
             directory = directory_from_block(block)
         except ValueError as error:
-            logger.warning("a damaged EXIF block is left out: %s", error)
+            note("a damaged EXIF block is left out: %s", error)
             block = None
     return Metadata(
         icc=icc or None,

@@ -64,6 +64,7 @@ class Coding:
         jpeg: how it was compressed, of a JPEG whose components a JPEG can take again.
         segments: of a JPEG, the marker segments that go into the result as they are.
         chunks: of a PNG, types and contents of the chunks that go into the result as they are.
+        iptc: of a TIFF, its IPTC records.
     """
 
     format: FileFormat
@@ -71,6 +72,7 @@ class Coding:
     jpeg: JpegCoding | None = None
     segments: tuple[bytes, ...] = ()
     chunks: tuple[tuple[bytes, bytes], ...] = ()
+    iptc: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ Source: PNG specification, third edition (W3C).
 
 from __future__ import annotations
 
-import logging
 import struct
 import zlib
 from pathlib import Path
@@ -15,12 +14,11 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from msan_runtime.errors import PictureError
 from msan_runtime.pictures.metadata import Header, inflated, metadata_from_blocks
+from msan_runtime.pictures.notes import note
 from msan_runtime.pictures.picture import Coding, Picture
 from msan_runtime.pictures.strips import image_from
 
 __all__ = ["SIGNATURE", "chunk", "metadata_chunks", "open_png", "read_png_header", "write_png"]
-
-logger = logging.getLogger(__name__)
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 XMP_KEYWORD = b"XML:com.adobe.xmp"
@@ -28,6 +26,7 @@ RAW_EXIF_KEYWORDS = (b"Raw profile type exif\0", b"Raw profile type APP1\0")
 METRES_PER_INCH = 0.0254
 COMPRESSION_LEVEL = 4
 MAX_CHUNK_BYTES = 64 * 1024 * 1024
+PIECE_BYTES = 1024 * 1024
 
 KEPT_CHUNKS = frozenset({b"cHRM", b"cICP", b"gAMA", b"sRGB", b"iTXt", b"tEXt", b"zTXt"})
 """Chunks that hold for the result too: how its colours are meant, and texts."""
@@ -46,7 +45,7 @@ def read_png_header(file: BinaryIO) -> Header:
     """What the chunks of a PNG say.
 
     Raises:
-        PictureError: if the file ends before its last chunk.
+        PictureError: if the file ends before its last chunk, or its pixels are damaged.
     """
     chunks = _chunks(file)
     first = dict(reversed(chunks))  # of several of one type the first counts
@@ -118,7 +117,7 @@ def _repeated_chunks(picture: Picture) -> Chunks:
 
 
 def _chunks(file: BinaryIO) -> Chunks:
-    """Types and contents of the chunks in ``READ_CHUNKS``; pixels are skipped."""
+    """Types and contents of the chunks in ``READ_CHUNKS``; of pixels, only the checksum is looked at."""
     found: Chunks = []
     size_bytes = file.seek(0, 2)
     position = len(SIGNATURE)
@@ -132,10 +131,23 @@ def _chunks(file: BinaryIO) -> Chunks:
         kind = head[4:]
         if kind in READ_CHUNKS and length <= MAX_CHUNK_BYTES:
             found.append((kind, file.read(length)))
+        elif kind == b"IDAT":
+            _check_sum(file, kind, length)
         position += 12 + length
     if not found:
         raise PictureError("cannot be decoded: it has no header")
     return found
+
+
+def _check_sum(file: BinaryIO, kind: bytes, length: int) -> None:
+    """Compare a chunk with its checksum: Pillow does so for all that are needed, but not for pixels."""
+    checksum = zlib.crc32(kind)
+    while length > 0:
+        part = file.read(min(length, PIECE_BYTES))
+        checksum = zlib.crc32(part, checksum)
+        length -= len(part)
+    if file.read(4) != struct.pack(">I", checksum):
+        raise PictureError("cannot be decoded: its pixels are damaged (their checksum is wrong)")
 
 
 def _pictures(first: dict[bytes, bytes]) -> int:
@@ -149,7 +161,7 @@ def _profile(content: bytes | None) -> bytes | None:
     try:
         return inflated(content.partition(b"\0")[2][1:])
     except ValueError as error:
-        logger.warning("a damaged colour profile is left out: %s", error)
+        note("a damaged colour profile is left out: %s", error)
         return None
 
 
@@ -160,7 +172,7 @@ def _raw_profile(content: bytes) -> bytes | None:
         digits = (text if text[:1] == b"\n" else inflated(text[1:])).split()[2:]
         return bytes.fromhex(b"".join(digits).decode())
     except ValueError as error:
-        logger.warning("a damaged EXIF block is left out: %s", error)
+        note("a damaged EXIF block is left out: %s", error)
         return None
 
 
@@ -171,7 +183,7 @@ def _packet(content: bytes) -> bytes | None:
     try:
         return inflated(text) if flags[:1] == b"\1" else text
     except ValueError as error:
-        logger.warning("a damaged XMP packet is left out: %s", error)
+        note("a damaged XMP packet is left out: %s", error)
         return None
 
 

@@ -15,6 +15,7 @@ from msan_runtime.pictures.colour import ink_conversion, plain_conversion
 from msan_runtime.pictures.deep import read_deep_png, read_deep_tiff
 from msan_runtime.pictures.jpeg import open_jpeg, read_jpeg_header
 from msan_runtime.pictures.metadata import Header, upright
+from msan_runtime.pictures.notes import notes_about
 from msan_runtime.pictures.picture import DEFAULT_MAX_PIXELS, FileFormat, Picture
 from msan_runtime.pictures.png import SIGNATURE, open_png, read_png_header
 from msan_runtime.pictures.quiet import quiet_pillow
@@ -54,14 +55,14 @@ def read_picture(path: Path, *, deep: bool = False, max_pixels: int = DEFAULT_MA
     """
     try:
         # An open file: given a path, Pillow 13 maps uncompressed TIFFs and garbles those it must turn.
-        with path.open("rb") as file, quiet_pillow():
+        with path.open("rb") as file, quiet_pillow(), notes_about(path):
             return _read(file, deep=deep, max_pixels=max_pixels)
     except PictureError as error:
         raise PictureError(f"{path} {error}") from error
     except MissingExtraError:
         raise
     except Exception as error:  # a damaged file can make the decoders raise almost anything
-        raise PictureError(f"{path} cannot be decoded: {_reason(error)}") from error
+        raise PictureError(f"{path} {_reason(error)}") from error
 
 
 def _read(file: BinaryIO, *, deep: bool, max_pixels: int) -> Picture:
@@ -147,4 +148,6 @@ def _opened(file: BinaryIO, header: Header) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:  # without one it is Pillow's, of a damaged file
+        return f"cannot be read: {error.strerror}"
+    return f"cannot be decoded: {str(error) or type(error).__name__}"

@@ -1,6 +1,6 @@
 """TIFF files: their directory read and written by us, the pixels of 8 bits by Pillow.
 
-Source: TIFF 6.0; Adobe's technical notes for ICC profiles, and XMP.
+Source: TIFF 6.0; Adobe's technical notes for ICC profiles, XMP and IPTC.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -30,15 +31,16 @@ from msan_runtime.pictures.strips import image_from
 
 __all__ = ["metadata_directory", "open_tiff", "read_tiff_header", "write_tiff"]
 
-WIDTH, HEIGHT, BITS, COMPRESSION, SAMPLE_FORMAT, XMP, ICC = 256, 257, 258, 259, 339, 700, 34675
+WIDTH, HEIGHT, BITS, COMPRESSION, SAMPLE_FORMAT, XMP, IPTC, ICC = 256, 257, 258, 259, 339, 700, 33723, 34675
 READ_TAGS = (
-    DESCRIPTIVE_TAGS | RESOLUTION_TAGS | {ORIENTATION, WIDTH, HEIGHT, BITS, COMPRESSION, SAMPLE_FORMAT, XMP, ICC}
+    DESCRIPTIVE_TAGS | RESOLUTION_TAGS | {ORIENTATION, WIDTH, HEIGHT, BITS, COMPRESSION, SAMPLE_FORMAT, XMP, IPTC, ICC}
 )
 UNSIGNED = 1
 LOSSY_COMPRESSIONS = frozenset({6, 7, 50001})
 """JPEG, old and new, and WebP."""
 
-BYTE, UNDEFINED = 1, 7
+BYTE, UINT32, UNDEFINED = 1, 4, 7
+IPTC_START = b"\x1c"
 LZW, PREDICTOR_TAG, HORIZONTAL = "tiff_lzw", 317, 2
 """A tenth larger than Deflate here, and five times as quick."""
 
@@ -77,7 +79,11 @@ def read_tiff_header(file: BinaryIO) -> Header:
         integer=formats is None or set(formats.numbers()) <= {UNSIGNED},
         pictures=pictures,
         metadata=_metadata(directory),
-        coding=Coding(format="TIFF", lossless=_number(directory, COMPRESSION, 1) not in LOSSY_COMPRESSIONS),
+        coding=Coding(
+            format="TIFF",
+            lossless=_number(directory, COMPRESSION, 1) not in LOSSY_COMPRESSIONS,
+            iptc=_iptc(directory.entries.get(IPTC)),
+        ),
     )
 
 
@@ -91,7 +97,8 @@ def metadata_directory(picture: Picture) -> Directory:
     """All that a TIFF of ``picture`` tells besides its pixels."""
     told = descriptive(directory_from_block(picture.exif)) if picture.exif else Directory(entries={})
     entries = {**told.entries, **resolution_entries(picture.dpi)}
-    for tag, kind, data in ((ICC, UNDEFINED, picture.icc), (XMP, BYTE, picture.xmp)):
+    iptc = picture.coding.iptc if picture.coding else None
+    for tag, kind, data in ((ICC, UNDEFINED, picture.icc), (XMP, BYTE, picture.xmp), (IPTC, UNDEFINED, iptc)):
         if data:
             entries[tag] = Entry(kind=kind, count=len(data), data=data)
     return Directory(entries=entries, inner=told.inner)
@@ -108,6 +115,15 @@ def _metadata(directory: Directory) -> Metadata:
         dpi=dpi_from_entries(directory),
         orientation=orientation_from(directory, xmp.data if xmp else None),
     )
+
+
+def _iptc(entry: Entry | None) -> bytes | None:
+    """The records. Some programs say that they are numbers of 32 bits, and then swap their bytes or do not."""
+    if entry is None:
+        return None
+    if entry.kind == UINT32 and not entry.data.startswith(IPTC_START):
+        return np.frombuffer(entry.data, "<u4").byteswap().tobytes()
+    return entry.data
 
 
 def _number(directory: Directory, tag: int, default: int) -> int:

@@ -5,7 +5,6 @@ Source: WebP Container Specification; RFC 6386, section 9.1; WebP Lossless Bitst
 
 from __future__ import annotations
 
-import logging
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,12 +14,11 @@ from PIL.WebPImagePlugin import WebPImageFile
 from msan_runtime.errors import PictureError
 from msan_runtime.pictures.exif import with_resolution
 from msan_runtime.pictures.metadata import Header, metadata_from_blocks, profile_space
+from msan_runtime.pictures.notes import note
 from msan_runtime.pictures.picture import Coding, EncodeOptions, Picture
 from msan_runtime.pictures.strips import image_from
 
 __all__ = ["open_webp", "read_webp_header", "write_webp"]
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_QUALITY = 95
 METHOD = 4
@@ -80,7 +78,7 @@ def _metadata(picture: Picture) -> dict[str, Any]:
     exif = with_resolution(picture.exif, picture.dpi) if picture.dpi else picture.exif
     icc = picture.icc
     if icc and picture.grey and profile_space(icc) == "GRAY":
-        logger.warning("a grey colour profile is left out: WebP stores colours always")
+        note("a grey colour profile is left out: WebP stores colours always")
         icc = None
     found = {"icc_profile": icc, "exif": exif, "xmp": picture.xmp}
     return {name: data for name, data in found.items() if data}

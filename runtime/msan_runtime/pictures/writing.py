@@ -8,6 +8,7 @@ from msan_runtime.atomic import replacing
 from msan_runtime.errors import MissingExtraError, PictureError
 from msan_runtime.pictures.deep import write_deep_png, write_deep_tiff
 from msan_runtime.pictures.jpeg import write_jpeg
+from msan_runtime.pictures.notes import notes_about
 from msan_runtime.pictures.picture import FORMATS, SUFFIXES, EncodeOptions, FileFormat, Picture
 from msan_runtime.pictures.png import write_png
 from msan_runtime.pictures.quiet import quiet_pillow
@@ -34,7 +35,7 @@ def write_picture(path: Path, picture: Picture, options: EncodeOptions = AS_ITS_
         raise PictureError(f"cannot write {path}: the name must end in {', '.join(sorted(SUFFIXES))}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary, quiet_pillow():
+        with replacing(path) as temporary, quiet_pillow(), notes_about(path):
             _encode(temporary, file_format, picture, options)
     except MissingExtraError:
         raise

@@ -101,7 +101,7 @@ def test_noise_that_overflows_progressive_scans_is_written_without_them(
     Image.fromarray(noise(60, 80, 3)).save(tmp_path / "p.jpg", qtables=[[1] * 64] * 2, subsampling=0, progressive=True)
     coding = read_picture(tmp_path / "p.jpg").coding
     write_picture(tmp_path / "b.jpg", Picture(pixels=read.pixels, coding=coding))
-    assert "without progressive scans" in caplog.text
+    assert f"{tmp_path / 'b.jpg'}: written without progressive scans" in caplog.text
     assert frame(tmp_path / "b.jpg")[0] == 0xC0
     assert peak_signal_noise_ratio(read.pixels, read_picture(tmp_path / "b.jpg").pixels) > 45
 

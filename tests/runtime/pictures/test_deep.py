@@ -195,6 +195,18 @@ def test_a_cut_16_bit_file_is_refused(name: str, share: float, tmp_path: Path) -
         read_picture(tmp_path / name, deep=True)
 
 
+@pytest.mark.parametrize("compression", [None, "adobe_deflate", "lzw"])
+def test_a_16_bit_tiff_whose_last_tile_is_missing_is_refused(compression: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    samples = np.random.default_rng(0).integers(0, 65536, (128, 64, 3), np.uint16)
+    tifffile.imwrite(path, samples, photometric="rgb", tile=(64, 64), compression=compression)
+    with tifffile.TiffFile(path) as tiff:
+        last = tiff.pages.first.dataoffsets[-1]
+    path.write_bytes(path.read_bytes()[:last])
+    with pytest.raises(PictureError, match=r"cannot be decoded: it is cut short"):
+        read_picture(path, deep=True)
+
+
 def test_grey_is_weighed_as_at_8_bits(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
     write_picture(tmp_path / "8.png", Picture(pixels=pixels, grey=True))

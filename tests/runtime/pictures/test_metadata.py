@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -217,6 +217,27 @@ def test_resolutions_are_kept_as_well_as_the_format_can(
     assert read_picture(tmp_path / f"a{target}").dpi == pytest.approx((value, 2 * value), abs=step)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(
+    ("kind", "swapped"),
+    [(7, False), (1, False), (4, False), (4, True)],  # 32-bit numbers by mistake: as they stand, or by the file's order
+)
+def test_the_iptc_records_of_a_tiff_stay_in_a_tiff(
+    order: Literal["<", ">"], dtype: type[Any], kind: int, swapped: bool, noise: Noise, tmp_path: Path
+) -> None:
+    records = b"\x1c\x02\x5a\0\x05Paris\0\0"
+    stored = np.frombuffer(records, "<u4").astype(f"{order}u4").tobytes() if swapped else records
+    count = len(stored) // 4 if kind == 4 else len(stored)
+    tags = [(33723, kind, count, stored, False)]
+    tifffile.imwrite(tmp_path / "a.tif", noise(4, 4, 3).astype(dtype), byteorder=order, extratags=tags)
+    write_picture(tmp_path / "b.tif", read_picture(tmp_path / "a.tif", deep=True))
+    with tifffile.TiffFile(tmp_path / "b.tif") as tiff:
+        assert tiff.pages.first.tags[33723].value == records
+    write_picture(tmp_path / "c.png", read_picture(tmp_path / "b.tif", deep=True))
+    assert b"Paris" not in (tmp_path / "c.png").read_bytes()
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])
 def test_tags_of_how_a_tiff_is_stored_do_not_reach_the_result(
     mode: str, sample: Sample, camera_exif: Maker, tmp_path: Path
@@ -239,7 +260,7 @@ def test_a_grey_profile_is_kept_where_grey_is(sample: Sample, caplog: pytest.Log
     assert not caplog.records
     write_picture(tmp_path / "b.webp", read)
     assert read_picture(tmp_path / "b.webp").icc is None
-    assert "grey colour profile is left out" in caplog.text
+    assert f"{tmp_path / 'b.webp'}: a grey colour profile is left out" in caplog.text
 
 
 def test_texts_and_colour_chunks_of_a_png_stay_in_a_png(png: Callable[..., bytes], tmp_path: Path) -> None:
@@ -270,7 +291,7 @@ def test_a_damaged_exif_block_is_left_out_aloud(
 ) -> None:
     sample("RGB").save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\0\0")
     assert read_picture(tmp_path / "a.jpg").exif is None
-    assert "a damaged EXIF block is left out" in caplog.text
+    assert f"{tmp_path / 'a.jpg'}: a damaged EXIF block is left out" in caplog.text
 
 
 def test_what_a_jpeg_cannot_hold_is_left_out_aloud(

@@ -103,11 +103,22 @@ def test_a_damaged_file_is_refused_or_read_without_a_warning(
     assert all(complaint.startswith(f"{path} ") for complaint in complaints)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_png_whose_pixels_are_damaged_is_refused(share: float, noise: Noise, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(noise(64, 64, 3)).save(path, compress_level=0)  # stored: any value of a byte can be decoded
+    data = bytearray(path.read_bytes())
+    data[int(share * len(data))] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(PictureError, match=r"a\.png cannot be decoded: its pixels are damaged"):
+        read_picture(path)
+
+
 @pytest.mark.parametrize("make", [Path.mkdir, str])
 def test_a_folder_or_a_missing_file_is_refused(make: Callable[[Path], object], tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     make(path)
-    with pytest.raises(PictureError, match=r"a\.png cannot be decoded: (Is a directory|No such file)"):
+    with pytest.raises(PictureError, match=r"a\.png cannot be read: (Is a directory|No such file)"):
         read_picture(path)
 
 
@@ -166,7 +177,7 @@ def test_a_bomb_in_the_metadata_is_refused(
     (tmp_path / "a.png").write_bytes(png(2, 1, 8, 2, bytes(7), *chunks))
     with pytest.raises(PictureError):
         read_picture(tmp_path / "a.png")
-    assert "colour profile is left out" in caplog.text
+    assert f"{tmp_path / 'a.png'}: a damaged colour profile is left out" in caplog.text
     assert "XMP packet is left out" in caplog.text
 
 
