@@ -74,7 +74,7 @@ class Deblurrer:
                 of 8. If left out, a picture is one tile where it fits, and otherwise cut in the cheapest way.
             overlap_px: least overlap of neighbouring tiles; see docs/tiles.md for the default.
             memory_bytes: what one run of the network may take beside the process, the weights and the
-                pictures; 1 GiB if left out. Native engines take what they were built for instead.
+                pictures. If left out, 1 GiB, and for a native engine what its largest tile takes.
 
         Raises:
             BundleError: if the bundle is missing, damaged or of an unknown schema.

@@ -13,9 +13,10 @@ from msan_runtime.backends.contest import contest_conditions, recall_verdict, re
 from msan_runtime.backends.openvino import OpenVinoBackend, open_openvino
 from msan_runtime.backends.openvino import unavailable as openvino_unavailable
 from msan_runtime.bundle import Bundle
+from msan_runtime.cache import cache_folder
 from msan_runtime.errors import BackendError, BundleError, MsanError
-from msan_runtime.manifest import GraphEntry
-from msan_runtime.memory import tile_limits_within
+from msan_runtime.manifest import EngineEntry, GraphEntry
+from msan_runtime.memory import engine_limits_within, tile_limits_within
 
 __all__ = ["BACKENDS", "BackendName", "Selection", "open_float_backend", "select_backend"]
 
@@ -26,9 +27,6 @@ BACKENDS: tuple[str, ...] = get_args(BackendName)
 
 CPU_PRECISIONS = ("fp32", "fp16")
 """In order of preference. A CPU computes FP16 graphs in FP32 anyway: the FP32 graph is as fast and more exact."""
-
-ENGINE_BACKENDS = frozenset({"rtx", "tensorrt"})
-"""Those that run a native engine, whose profile fixes the tiles and the memory."""
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +42,8 @@ class Selection:
 def select_backend(bundle: Bundle, name: str = "auto", *, memory_bytes: int | None = None) -> Selection:
     """Open the backend called ``name``; for ``auto`` the first of ``BACKENDS`` that works here.
 
-    ``memory_bytes`` bounds the tiles of backends that run ONNX graphs; ``DEFAULT_MEMORY_BYTES`` if left out.
+    ``memory_bytes`` bounds the tiles; if left out, ``DEFAULT_MEMORY_BYTES`` where an ONNX graph is run, and an
+    engine's profile alone where one is run.
     With ``auto`` the backends passed over and their reasons are logged as one warning: a machine
     with an NVIDIA GPU that ends up on the CPU says why. A name means that backend or an error.
 
@@ -61,8 +60,6 @@ def select_backend(bundle: Bundle, name: str = "auto", *, memory_bytes: int | No
         if isinstance(result, Backend):
             if passed_over:
                 logger.warning("running on %s, since %s", result.name, "; ".join(passed_over))
-            if memory_bytes is not None and result.name in ENGINE_BACKENDS:
-                logger.warning("%s takes the memory that its engine was built for, not what was asked", result.name)
             return Selection(backend=result, passed_over=tuple(passed_over))
         passed_over.append(f"{candidate}: {result}")
     if name == "auto":
@@ -150,24 +147,40 @@ def _graph(bundle: Bundle, prefer: tuple[str, ...]) -> GraphEntry:
     return graph
 
 
-def _open_rtx(bundle: Bundle, _memory_bytes: int | None) -> Backend:
+def _open_rtx(bundle: Bundle, memory_bytes: int | None) -> Backend:
     from msan_runtime.backends import rtx
 
     _require(rtx.unavailable())
-    entry = bundle.engine("tensorrt-rtx")
-    if entry is None:
-        raise BackendError("the bundle has no TensorRT-RTX engine (add one with msan deploy --gpu)")
-    return rtx.open_rtx(bundle.read(entry.path), entry)
+    entry = _engine(bundle, "tensorrt-rtx", "TensorRT-RTX engine (add one with msan deploy --gpu)")
+    kernels = cache_folder() / "kernels" / f"{bundle.manifest.file(entry.path).sha256}.bin"
+    backend = rtx.open_rtx(bundle.read(entry.path), entry, jit_cache=kernels)
+    return _bounded(backend, bundle, entry, memory_bytes)
 
 
-def _open_tensorrt(bundle: Bundle, _memory_bytes: int | None) -> Backend:
+def _open_tensorrt(bundle: Bundle, memory_bytes: int | None) -> Backend:
     from msan_runtime.backends import trt
 
     _require(trt.unavailable())
-    entry = bundle.engine("tensorrt")
+    entry = _engine(bundle, "tensorrt", "TensorRT engine (add one with msan deploy --flavour tensorrt)")
+    return _bounded(trt.open_tensorrt(bundle.read(entry.path), entry), bundle, entry, memory_bytes)
+
+
+def _engine(bundle: Bundle, flavour: str, what: str) -> EngineEntry:
+    entry = bundle.engine(flavour)
     if entry is None:
-        raise BackendError("the bundle has no TensorRT engine (add one with msan deploy --flavour tensorrt)")
-    return trt.open_tensorrt(bundle.read(entry.path), entry)
+        raise BackendError(f"the bundle has no {what}")
+    return entry
+
+
+def _bounded(backend: Backend, bundle: Bundle, entry: EngineEntry, memory_bytes: int | None) -> Backend:
+    """``backend``, given no larger tiles than ``memory_bytes`` allows."""
+    try:
+        batch = entry.profile.max[0]
+        backend.limits = engine_limits_within(bundle.manifest, backend.limits, memory_bytes, batch=batch)
+    except BackendError:
+        backend.close()
+        raise
+    return backend
 
 
 def _require(problem: str | None) -> None:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from msan_runtime.backends.base import TileLimits
 from msan_runtime.contract import CONTRACT_VERSION
 from msan_runtime.errors import BackendError
 from msan_runtime.manifest import Manifest
-from msan_runtime.memory import DEFAULT_MEMORY_BYTES, LEAST_TILE_PX, run_bytes, tile_limits_within
+from msan_runtime.memory import (
+    DEFAULT_MEMORY_BYTES,
+    LEAST_TILE_PX,
+    engine_limits_within,
+    engine_run_bytes,
+    run_bytes,
+    tile_limits_within,
+)
 
 MIB = 2**20
 
@@ -56,6 +65,45 @@ def test_the_model_is_over_every_measured_peak_and_not_far(
     """Peaks of fresh processes that ran a graph once in ONNX Runtime 1.31."""
     modelled = run_bytes(manifest(channels, attention), side * side)
     assert measured_mib * MIB <= modelled <= 2.5 * measured_mib * MIB
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "stated_bytes"),
+    [
+        (16, 640, 60_620_800),
+        (16, 640, 65_536_000),
+        (16, 1024, 159_383_552),
+        (16, 1920, 553_779_200),
+        (16, 1920, 560_332_800),
+        (32, 640, 115_507_200),
+        (32, 640, 120_423_936),
+        (32, 1024, 292_620_288),
+        (32, 1920, 1_024_822_272),
+    ],
+)
+def test_the_model_of_engines_is_over_what_the_builder_states(channels: int, side: int, stated_bytes: int) -> None:
+    """Total activation memory of TensorRT-RTX 1.7.1 for FP16 graphs, plus five pictures in uint8."""
+    modelled = engine_run_bytes(manifest(channels), side * side)
+    assert stated_bytes + 5 * 3 * side * side <= modelled <= 1.6 * stated_bytes
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(MIB, 2**34), st.sampled_from([16, 32]), st.integers(1, 4), st.integers(1, 400), st.integers(0, 400))
+def test_the_largest_tile_of_an_engine_just_fits(
+    memory: int, channels: int, batch: int, smallest: int, more: int
+) -> None:
+    described = manifest(channels)
+    sides = (8 * smallest, 8 * smallest), (8 * (smallest + more), 8 * (smallest + more))
+    profile = TileLimits(smallest=sides[0], largest=sides[1], area_px=math.prod(sides[1]))
+    least = max(sides[0], min((64, 64), sides[1]))
+    if memory < batch * engine_run_bytes(described, math.prod(least)):
+        with pytest.raises(BackendError, match="does not suffice"):
+            engine_limits_within(described, profile, memory, batch=batch)
+        return
+    found = engine_limits_within(described, profile, memory, batch=batch)
+    assert (found.smallest, found.largest) == sides
+    assert batch * engine_run_bytes(described, found.area_px) <= memory
+    assert found.area_px == profile.area_px or batch * engine_run_bytes(described, found.area_px + 64) > memory
 
 
 @settings(deadline=None, max_examples=200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import math
 import re
 import sys
@@ -25,8 +26,10 @@ from msan_runtime.backends._engine import diagnostics_in_words
 from msan_runtime.backends._trt import ATTENTION_AREA_PX, TrtBackend, tile_limits
 from msan_runtime.backends.cuda import GpuCuda, Lane, Staging, device_error, gpu_problem
 from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME, PictureArray
+from msan_runtime.deblur import Deblurrer
 from msan_runtime.errors import BackendError, ContractError, OutOfMemoryError
-from msan_runtime.manifest import EngineEntry, Profile
+from msan_runtime.manifest import EngineEntry, Profile, describe_file, load_manifest, save_manifest
+from msan_runtime.memory import tile_limits_within
 
 PROFILE = Profile(min=(1, 16, 16), opt=(2, 32, 32), max=(2, 48, 64))
 ONE_BY_ONE = Profile(min=(1, 16, 16), opt=(1, 32, 32), max=(1, 48, 64))
@@ -698,6 +701,93 @@ def test_kernels_that_cannot_be_kept_are_a_warning(
     (tmp_path / "file").write_bytes(b"")
     open_fake(fake, jit_cache=tmp_path / "file" / "kernels.bin").close()
     assert "compiled kernels were not kept" in caplog.text
+
+
+# In a bundle
+
+
+@pytest.fixture
+def engine_bundle(bundle_folder: Path, fake: FakeTrt, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """A maker of bundles with engines beside the graph, on a machine whose only GPU is the fake."""
+    for module in (rtx, trt):
+        monkeypatch.setattr(module, "unavailable", lambda: None)
+        monkeypatch.setattr(module, "GpuCuda", lambda: fake.cuda)
+    monkeypatch.setattr("msan_runtime.backends._trt.import_trt", lambda *_: fake)
+
+    def make(flavour: str = "tensorrt-rtx", profile: Profile = ONE_BY_ONE) -> Path:
+        (bundle_folder / "engine.rtx").write_bytes(b"header and body")
+        manifest = load_manifest(bundle_folder)
+        spec = {"stages": 2, "base_channels": 16, "resblocks": 3, "attention": True}
+        entry = engine_entry(graph=manifest.graphs[0].path, flavour=flavour, profile=profile)
+        files = (*manifest.files, describe_file(bundle_folder, entry.path))
+        save_manifest(dataclasses.replace(manifest, spec=spec, engines=(entry,), files=files), bundle_folder)
+        return bundle_folder
+
+    return make
+
+
+LARGE = Profile(min=(1, 8, 8), opt=(1, 720, 1280), max=(1, 1920, 1920))
+
+
+@pytest.mark.parametrize(("flavour", "name"), [("tensorrt-rtx", "rtx"), ("tensorrt", "tensorrt")])
+def test_the_engine_of_a_bundle_is_run(engine_bundle: Callable[..., Path], flavour: str, name: str) -> None:
+    picture = random_tiles(100, 70, 3)
+    with Deblurrer.load(engine_bundle(flavour), name) as deblurrer:
+        assert deblurrer.backend.name == name
+        np.testing.assert_array_equal(deblurrer.deblur(picture), 255 - picture)
+
+
+def test_kernels_compiled_for_a_bundle_are_there_in_the_next_process(
+    engine_bundle: Callable[..., Path], fake: FakeTrt, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("msan_runtime.select.cache_folder", lambda: tmp_path / "cache")
+    for _ in range(2):
+        with Deblurrer.load(engine_bundle(), "rtx") as deblurrer:
+            deblurrer.deblur(random_tiles(16, 16, 3))
+    assert fake.jit_read == [b"kernels"]
+    assert [path.read_bytes() for path in (tmp_path / "cache").rglob("*.bin")] == [b"kernels"]
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt-rtx", "tensorrt"])
+def test_memory_lowers_the_area_of_an_engines_tiles(
+    engine_bundle: Callable[..., Path], flavour: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = {"tensorrt-rtx": "rtx", "tensorrt": "tensorrt"}[flavour]
+    folder = engine_bundle(flavour, LARGE)
+    areas: list[int] = []
+    for memory_bytes in (None, 2**30, 100 * 2**20):
+        with Deblurrer.load(folder, name, memory_bytes=memory_bytes) as deblurrer:
+            limits = deblurrer.backend.limits
+            assert (limits.smallest, limits.largest) == ((8, 8), (1920, 1920))
+            assert limits.attention_px == tile_limits_within(deblurrer.bundle.manifest).attention_px is not None
+            areas.append(limits.area_px)
+    assert areas[:2] == [1920 * 1920] * 2, "1 GiB is more than the largest tile takes"
+    # 10 bytes for each pixel and channel, and a quarter on top of it.
+    assert areas[2] == pytest.approx(100 * 2**20 / (1.25 * 10 * 16), abs=64)
+    assert not caplog.messages
+
+
+def test_a_batch_of_tiles_shares_the_memory(engine_bundle: Callable[..., Path]) -> None:
+    by_four = dataclasses.replace(LARGE, max=(4, 1920, 1920))
+    with Deblurrer.load(engine_bundle(profile=by_four), "rtx", memory_bytes=100 * 2**20) as deblurrer:
+        assert deblurrer.backend.limits.area_px == pytest.approx(25 * 2**20 / (1.25 * 10 * 16), abs=64)
+
+
+def test_too_little_memory_for_an_engine_is_refused_and_the_device_released(
+    engine_bundle: Callable[..., Path], device: FakeCuda
+) -> None:
+    with pytest.raises(BackendError, match=r"rtx: a memory of 0\.5 MiB does not suffice .* allow 1 MiB or more"):
+        Deblurrer.load(engine_bundle(profile=LARGE), "rtx", memory_bytes=2**19)
+    assert device.events[-1] == "cuda closed"
+    Deblurrer.load(engine_bundle(profile=LARGE), "rtx", memory_bytes=2**20).close()
+
+
+def test_tiles_that_an_engine_does_not_take_are_refused_and_the_device_released(
+    engine_bundle: Callable[..., Path], device: FakeCuda
+) -> None:
+    with pytest.raises(ContractError, match="over this backend's largest 48×64"):
+        Deblurrer.load(engine_bundle(), "rtx", tile=(128, 128))
+    assert device.events[-1] == "cuda closed"
 
 
 # Running
