@@ -19,7 +19,7 @@ from msan_export.onnx import float16_from_float32, onnx_from_checkpoint
 from msan_export.parity import Case, ParityReport, verify_bundle
 from msan_export.report import parity_json
 from msan_runtime.atomic import write_bytes, write_text
-from msan_runtime.attention import GLOBAL, Attention
+from msan_runtime.attention import DEFAULT_ATTENTION, Attention
 from msan_runtime.contract import CONTRACT_VERSION
 from msan_runtime.errors import BundleError, CheckFailedError
 from msan_runtime.manifest import (
@@ -54,7 +54,7 @@ def deploy(
     spec: EngineSpec,
     cases: Sequence[Case],
     *,
-    attention: Attention = GLOBAL,
+    attention: Attention = DEFAULT_ATTENTION,
     provenance: Mapping[str, str] | None = None,
     on_step: Callable[[str], None] | None = None,
     on_phase: OnPhase | None = None,

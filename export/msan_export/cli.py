@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from msan_export.targets import DEFAULT_GPUS, capabilities_named, describe_targets
-from msan_runtime.attention import Attention
+from msan_runtime.attention import DEFAULT_ATTENTION, Attention
 from msan_runtime.errors import MsanError
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ MaxOption = Annotated[str | None, typer.Option("--max", help="Largest tile, HEIG
 AttentionOption = Annotated[
     str,
     typer.Option(
-        help="global, or window[:SIZE]: overlapping windows of SIZE×SIZE pixels, a multiple of 8; about 1.5 times the "
-        "training crop if SIZE is left out (384; for msan-s 192).",
+        help="window[:SIZE]: overlapping windows of SIZE×SIZE pixels, a multiple of 8 (384 if left out); "
+        "or global: the whole picture.",
         metavar="global|window[:SIZE]",
     ),
 ]
@@ -60,7 +60,7 @@ def export(
     io: Annotated[
         Literal["uint8", "float32"], typer.Option(help="Pictures, NHWC: uint8, or float32 in [0, 1].")
     ] = "uint8",
-    attention: AttentionOption = "global",
+    attention: AttentionOption = str(DEFAULT_ATTENTION),
 ) -> None:
     """Export a checkpoint to ONNX (opset 23; any batch, any height and width that are multiples of 8)."""
     from msan.checkpoint import find_checkpoint, load_checkpoint
@@ -70,7 +70,7 @@ def export(
     if output.resolve() == source.resolve():
         raise MsanError(f"{output} is the checkpoint itself and would be overwritten. Choose another -o")
     loaded = load_checkpoint(source)
-    chosen = Attention.parse(attention, loaded.spec.window_px)
+    chosen = Attention.parse(attention)
     with _writing(output), errors.status("exporting"):
         artifact = export_onnx(loaded, output, precision=precision, io=io, attention=chosen)
     form = f"{precision}, {io} pictures, {chosen} attention, opset {artifact.opset}"
@@ -146,7 +146,7 @@ def deploy(
     typical: OptOption = None,
     largest: MaxOption = None,
     pictures: PicturesOption = None,
-    attention: AttentionOption = "global",
+    attention: AttentionOption = str(DEFAULT_ATTENTION),
 ) -> None:
     """Export, build and verify in one go; write a bundle if it passes."""
     from msan.checkpoint import find_checkpoint, load_checkpoint
@@ -155,7 +155,7 @@ def deploy(
 
     spec = _engine_spec(gpu, flavour, smallest, typical, largest)
     loaded, cases = load_checkpoint(find_checkpoint(checkpoint)), sample_cases(pictures)
-    chosen = Attention.parse(attention, loaded.spec.window_px)
+    chosen = Attention.parse(attention)
     with _phases() as on_phase:
         done = bundle.deploy(loaded, output, spec, cases, attention=chosen, on_step=errors.print, on_phase=on_phase)
     _print_verdict(done.report)

@@ -52,14 +52,6 @@ class ModelSpec:
         return 3 if stage == 0 else 6
 
     @property
-    def window_px(self) -> int:
-        """Side of attention windows unless another is asked for: 1.5 × the crops that such a network is trained on.
-
-        384 pixels after crops of 256 (the paper's); for ``msan-s`` 192 after crops of 128.
-        """
-        return 192 if self == MSAN_S else 384
-
-    @property
     def name(self) -> str:
         """``msan`` or ``msan-s`` for the named specs, else a name made of the numbers."""
         for name, spec in NAMED_SPECS.items():

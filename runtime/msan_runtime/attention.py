@@ -8,7 +8,10 @@ from typing import Self
 
 from msan_runtime.errors import MsanError
 
-__all__ = ["GLOBAL", "TOKEN_PX", "Attention", "AttentionError"]
+__all__ = ["DEFAULT_ATTENTION", "GLOBAL", "TOKEN_PX", "Attention", "AttentionError"]
+
+WINDOW_PX = 384
+"""Side of windows unless another is asked for: 1.5 × the paper's training crops."""
 
 TOKEN_PX = 8
 """A key of the attention modules stands for this many pixels of the picture each way."""
@@ -44,19 +47,21 @@ class Attention:
             )
 
     @classmethod
-    def parse(cls, text: str, default_window_px: int | None = None) -> Self:
-        """The attention that ``global``, ``window:SIZE`` or, where there is a default size, ``window`` names.
+    def parse(cls, text: str) -> Self:
+        """The attention that ``global``, ``window:SIZE`` or ``window``, of 384 pixels, names.
 
         Raises:
             AttentionError: for anything else.
         """
         if text == "global":
             return cls()
-        if text == "window" and default_window_px is not None:
-            return cls(window_px=default_window_px)
+        if text == "window":
+            return cls(window_px=WINDOW_PX)
         match = re.fullmatch(r"window:([1-9][0-9]{0,4})", text)
         if match is None:
-            raise AttentionError(f"attention is global or window:SIZE in pixels, such as window:192, not {text!r}")
+            raise AttentionError(
+                f"attention is global, window or window:SIZE in pixels, such as window:192, not {text!r}"
+            )
         return cls(window_px=int(match[1]))
 
     @property
@@ -71,3 +76,7 @@ class Attention:
 
 GLOBAL = Attention()
 """Every position attends to the whole picture, or tile: what the network is trained with."""
+
+DEFAULT_ATTENTION = Attention(window_px=WINDOW_PX)
+"""What a checkpoint is exported, deployed and evaluated with unless another form is asked for
+(docs/decisions/0004-attention-in-windows.md)."""

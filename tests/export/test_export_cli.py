@@ -65,13 +65,18 @@ def test_export_writes_a_graph_of_the_asked_form(msan: Run, tiny: Checkpoint, tm
     path = tmp_path / "net.onnx"
     finished = msan("export", tiny.path, "-o", path, "--precision", "fp32", "--io", "float32")
     assert finished.code == 0
-    assert "fp32, float32 pictures, global attention, opset 23" in finished.out
+    assert "fp32, float32 pictures, window:384 attention, opset 23" in finished.out
     assert onnx.load(path).graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 
 @pytest.mark.parametrize(
     ("asked", "named"),
-    [([], "global"), (["--attention", "window"], "window:384"), (["--attention", "window:64"], "window:64")],
+    [
+        ([], "window:384"),
+        (["--attention", "global"], "global"),
+        (["--attention", "window"], "window:384"),
+        (["--attention", "window:64"], "window:64"),
+    ],
 )
 def test_export_with_windows_names_them(
     msan: Run, tiny: Checkpoint, tmp_path: Path, asked: list[str], named: str
@@ -85,7 +90,7 @@ def test_export_with_windows_names_them(
 
 @pytest.mark.parametrize("command", ["export", "deploy"])
 def test_attention_that_does_not_exist_is_refused(msan: Run, tiny: Checkpoint, tmp_path: Path, command: str) -> None:
-    for asked, words in [("local", "global or window:SIZE"), ("window:100", "a multiple of 8")]:
+    for asked, words in [("local", "global, window or window:SIZE"), ("window:100", "a multiple of 8")]:
         check_refused(msan(command, tiny.path, "-o", tmp_path / "new", "--attention", asked), 2, words)
     assert not list(tmp_path.iterdir())
 
@@ -208,7 +213,7 @@ def test_export_never_replaces_the_checkpoint(msan: Run, tiny: Checkpoint) -> No
 
 
 def test_a_profile_too_small_for_fused_attention_is_refused_in_words(msan: Run, bundle: Path) -> None:
-    finished = msan("build", next(bundle.glob("*.fp16.onnx")), "-o", bundle / "e", "--max", "256x256")
+    finished = msan("build", next(bundle.glob("*.fp16.onnx")), "-o", bundle / "e", "--max", "192x192")
     check_refused(finished, 2, "--max 512x512 or larger")
 
 

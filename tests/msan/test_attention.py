@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from msan.blocks import attend
 from msan.checkpoint import Checkpoint, network_from_checkpoint
-from msan.spec import MSAN, MSAN_S, ModelSpec
 from msan_runtime.attention import GLOBAL, Attention
 
 FloatArray = npt.NDArray[np.float64]
@@ -135,10 +131,3 @@ def test_windows_need_the_same_weights(tiny: Checkpoint) -> None:
     assert {name: x.shape for name, x in whole.state_dict().items()} == {
         name: x.shape for name, x in windowed.state_dict().items()
     }
-
-
-@pytest.mark.parametrize(
-    ("spec", "crop_px"), [(MSAN, 256), (MSAN_S, 128), (ModelSpec(stages=1), 256)], ids=lambda value: str(value)
-)
-def test_default_windows_are_one_and_a_half_training_crops(spec: ModelSpec, crop_px: int) -> None:
-    assert math.isclose(spec.window_px, 1.5 * crop_px)

@@ -94,12 +94,16 @@ def test_a_checkpoint_runs_in_pytorch(tiny: Checkpoint) -> None:
 def test_a_checkpoint_runs_with_windows_if_asked(tiny: Checkpoint) -> None:
     picture = noise(100, 70)
     network = network_from_checkpoint(tiny, Attention(window_px=64))
-    with open_method(str(tiny.path), [], attention="window:64") as windowed, open_method(str(tiny.path), []) as whole:
+    with (
+        open_method(str(tiny.path), [], attention="window:64") as windowed,
+        open_method(str(tiny.path), [], attention="global") as whole,
+    ):
         np.testing.assert_array_equal(windowed.deblur(pair(picture)), deblur_with_network(network, picture))
         assert (windowed.deblur(pair(picture)) != whole.deblur(pair(picture))).any()
         assert (windowed.attention, whole.attention) == ("window:64", "global")
-    with open_method("msan-s", [], attention="window") as method:
-        assert method.attention == "window:192"
+    for asked in ("window", None):
+        with open_method("msan-s", [], attention=asked) as method:
+            assert method.attention == "window:384"
 
 
 @pytest.mark.parametrize("model", ["msan-s", str(GRAPH), str(BUNDLE)])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msan_runtime.attention import GLOBAL, Attention, AttentionError
+from msan_runtime.attention import DEFAULT_ATTENTION, GLOBAL, Attention, AttentionError
 
 
 def test_global_has_no_window() -> None:
@@ -22,17 +22,15 @@ def test_a_window_is_read_as_it_is_written(side: int) -> None:
     assert Attention.parse(str(attention)) == attention
 
 
-def test_a_window_without_a_size_takes_the_default_if_there_is_one() -> None:
-    assert Attention.parse("window", 384) == Attention(window_px=384)
-    with pytest.raises(AttentionError, match=r"window:SIZE.*'window'"):
-        Attention.parse("window")
+def test_a_window_without_a_size_is_the_default_and_one_and_a_half_of_the_papers_crops() -> None:
+    assert Attention.parse("window") == DEFAULT_ATTENTION == Attention(window_px=256 * 3 // 2)
 
 
 @pytest.mark.parametrize(
     "text", ["", "Global", "local", "window:", "window:0192", "window:-8", "window: 192", "window:192 ", "window:١٩٢"]
 )
 def test_other_names_are_refused_with_what_there_is(text: str) -> None:
-    with pytest.raises(AttentionError, match=r"global or window:SIZE"):
+    with pytest.raises(AttentionError, match=r"global, window or window:SIZE"):
         Attention.parse(text)
 
 

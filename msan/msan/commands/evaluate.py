@@ -69,7 +69,7 @@ def evaluate(
     attention: Annotated[
         str | None,
         typer.Option(
-            help="Of a checkpoint: global (default), window or window:SIZE in pixels. Bundles have their own."
+            help="Of a checkpoint: global, window (384, the default) or window:SIZE in pixels. Bundles have their own."
         ),
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be measured.")] = False,

@@ -16,7 +16,7 @@ from msan.data.readers import DatasetError
 from msan.evaluation.onnx_file import open_onnx_file
 from msan.evaluation.results import match_results, read_result
 from msan.evaluation.sets import EvaluationSet, MeasuredPair
-from msan_runtime.attention import GLOBAL, Attention
+from msan_runtime.attention import DEFAULT_ATTENTION, Attention
 from msan_runtime.bundle import Bundle, find_bundle, shipped_bundles
 from msan_runtime.contract import PictureArray, pad_to, round_up
 from msan_runtime.deblur import Deblurrer
@@ -111,7 +111,7 @@ def open_method(
         model: checkpoint (file or shipped name), ONNX file, bundle's folder, or folder of results.
         sets: what it will be measured on; results are matched to these.
         backend: ``auto`` or one of ``TORCH_BACKENDS`` (checkpoints) or of the runtime's ``BACKENDS``.
-        attention: of a checkpoint: ``global`` (if left out), ``window`` or ``window:SIZE``. Anything else carries
+        attention: of a checkpoint: ``global``, ``window`` (if left out) or ``window:SIZE``. Anything else carries
             its own.
 
     Raises:
@@ -124,7 +124,7 @@ def open_method(
     if kind == "results":
         yield _results(model, sets, backend)
     elif kind == "checkpoint":
-        with _checkpoint(model, backend, attention or str(GLOBAL)) as method:
+        with _checkpoint(model, backend, attention or str(DEFAULT_ATTENTION)) as method:
             yield method
     elif kind == "onnx":
         path = Path(model)
@@ -187,7 +187,7 @@ def _checkpoint(model: str, backend: str, attention: str) -> Generator[Method]:
         raise MissingExtraError(error.name or "torch", "train") from error
     device = _torch_device(backend)
     checkpoint = load_checkpoint(find_checkpoint(model))
-    chosen = Attention.parse(attention, checkpoint.spec.window_px)
+    chosen = Attention.parse(attention)
     network = network_from_checkpoint(checkpoint, chosen).to(device)
     # FP32 is to mean FP32: cuDNN's default rounds the inputs of convolutions to TF32's 10 bits.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
