@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from fractions import Fraction
