@@ -147,7 +147,8 @@ class Manifest:
 
     def __post_init__(self) -> None:
         try:
-            Attention.parse(self.attention)
+            if str(Attention.parse(self.attention)) != self.attention:  # a command's default may change, a bundle not
+                raise AttentionError(f"attention of a bundle has a size, which {self.attention!r} has not")
         except AttentionError as error:
             raise BundleError(f"the manifest names attention that this msan does not know: {error}") from error
         if self.contract_version != CONTRACT_VERSION:
