@@ -31,6 +31,7 @@ from msan_export.onnx import export_onnx
 from msan_runtime.attention import Attention
 from msan_runtime.backends import ort
 from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME
+from msan_runtime.machine import peak_rss_bytes
 
 __all__ = ["main"]
 
@@ -138,16 +139,10 @@ def _interleaved(files: dict[str, Path], size: tuple[int, ...], rounds: int) -> 
 
 def _growth_mib(path: Path, size: tuple[int, ...]) -> int:
     """By how much a session and one run raise the largest resident size of this process."""
-    before_kib = _largest_resident_kib()
+    before_bytes = peak_rss_bytes() or 0
     session = ort.open_session(path.read_bytes(), ort.PROVIDERS["ort-cpu"])
     session.run([OUTPUT_NAME], {INPUT_NAME: _picture(size)})
-    return (_largest_resident_kib() - before_kib) // 1024
-
-
-def _largest_resident_kib() -> int:
-    # getrusage would tell that of the process which started this one.
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0])
+    return ((peak_rss_bytes() or 0) - before_bytes) // 2**20
 
 
 def _picture(size: tuple[int, ...]) -> np.ndarray[Any, Any]:
