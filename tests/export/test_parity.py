@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from msan.checkpoint import Checkpoint
@@ -207,3 +208,9 @@ def test_samples_are_square_odd_and_tall() -> None:
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no JPEG"):
         sample_cases(tmp_path)
+
+
+def test_a_network_with_biases_of_zero_passes(tiny: Checkpoint, tmp_path: Path) -> None:
+    state = {name: torch.zeros_like(v) if name.endswith(".bias") else v for name, v in tiny.state.items()}
+    spec = EngineSpec(capabilities=capabilities_named("rtx30"))
+    assert deploy(replace(tiny, state=state), tmp_path / "bundle", spec, sample_cases()).report.passed

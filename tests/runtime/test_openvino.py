@@ -212,7 +212,14 @@ class ClockedBackend(Backend):
 
 @pytest.mark.parametrize(
     ("seconds_per_px", "area_px", "side"),
-    [(1e-9, 10**6, 256), (5e-6, 10**6, 128), (1e-3, 10**6, 64), (1e-9, 128 * 128, 128), (1e-9, 32 * 32, 8)],
+    [
+        (1e-9, 10**6, 384),
+        (5e-6, 10**6, 256),
+        (2e-5, 10**6, 128),
+        (1e-3, 10**6, 64),
+        (1e-9, 128 * 128, 128),
+        (1e-9, 32 * 32, 8),
+    ],
 )
 def test_the_timed_tile_is_as_large_as_time_and_limits_allow(
     seconds_per_px: float, area_px: int, side: int, monkeypatch: pytest.MonkeyPatch

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,11 @@ from msan_runtime.machine import installed_versions, processor_name, usable_core
 
 __all__ = ["Verdict", "contest_conditions", "recall_verdict", "remember_verdict", "timed_verdict"]
 
-VERSION = 1
-SIDES_PX = (256, 128, 64)
-ROUNDS = 5
-BUDGET_SECONDS = 1.5
+VERSION = 2
+SIDES_PX = (64, 128, 256, 384)
+"""From small to large. What is slower on small tiles may be faster on the larger ones that pictures are made of."""
+ROUNDS = 4
+BUDGET_SECONDS = 4.0
 """For all timed runs; the side of the tile follows from it."""
 
 
@@ -54,21 +56,29 @@ class Verdict:
 
 
 def timed_verdict(challenger: Backend, champion: Backend) -> Verdict:
-    """Run both in turns on one tile of noise, about two seconds in all.
+    """Run both in turns on one tile of noise, the largest of ``SIDES_PX`` that the budget allows.
 
     Raises:
         BackendError: if one of them fails.
     """
-    most_px = min(challenger.limits.area_px, champion.limits.area_px)
-    sides = [side for side in SIDES_PX if side * side <= most_px] or [8]
-    for backend in (challenger, champion):
-        backend.infer(_tile(sides[-1]))
-    seconds = max(_seconds(backend, _tile(sides[-1])) for backend in (challenger, champion))
-    side = next((side for side in sides if _budgeted(seconds * (side / sides[-1]) ** 2)), sides[-1])
+    side = _affordable_side(challenger, champion)
     tile = _tile(side)
     pairs = [(_seconds(challenger, tile), _seconds(champion, tile)) for _ in range(ROUNDS + 1)]
     ratio = min(one for one, _ in pairs) / min(other for _, other in pairs)
     return Verdict(challenger=challenger.name, champion=champion.name, ratio=ratio, side_px=side)
+
+
+def _affordable_side(*backends: Backend) -> int:
+    """The side of the tile: each size is tried if the one before it promises that the budget suffices."""
+    most_px = min(backend.limits.area_px for backend in backends)
+    sides = [side for side in SIDES_PX if side * side <= most_px] or [8]
+    for backend in backends:
+        backend.infer(_tile(sides[0]))
+    for side, larger in pairwise(sides):
+        seconds = max(_seconds(backend, _tile(side)) for backend in backends)
+        if 2 * (ROUNDS + 1) * seconds * (larger / side) ** 2 > BUDGET_SECONDS:
+            return side
+    return sides[-1]
 
 
 def contest_conditions(graph_sha256: str, packages: Iterable[str]) -> Mapping[str, object]:
@@ -104,10 +114,6 @@ def remember_verdict(conditions: Mapping[str, object], verdict: Verdict) -> None
 def _file(conditions: Mapping[str, object]) -> Path:
     key = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
     return cache_folder() / "verdicts" / f"{key[:32]}.json"
-
-
-def _budgeted(seconds: float) -> bool:
-    return 2 * (ROUNDS + 1) * seconds <= BUDGET_SECONDS
 
 
 def _tile(side_px: int) -> np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]:

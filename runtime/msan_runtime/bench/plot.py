@@ -41,6 +41,7 @@ def save_plot(results: Sequence[SizeResult], path: Path, title: str) -> None:
     for axes, result in zip(panels, results, strict=True):
         _draw(axes, result)
     figure.suptitle(title)
+    figure.supxlabel("ms per picture: median, up to the 90th percentile", fontsize="medium")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
@@ -52,5 +53,5 @@ def _draw(axes: Any, result: SizeResult) -> None:
     colours = [OUR_COLOUR if row.name.startswith(OURS) else OTHER_COLOUR for row in rows]
     bars = axes.barh([row.name for row in rows], medians, xerr=[[0] * len(rows), late], color=colours, capsize=3)
     axes.bar_label(bars, fmt="%.0f", padding=3, label_type="center")
-    axes.set(title=f"{result.height}×{result.width}", xlabel="ms per picture: median, up to the 90th percentile")
+    axes.set(title=f"{result.height}×{result.width}")
     axes.spines[["top", "right"]].set_visible(False)
