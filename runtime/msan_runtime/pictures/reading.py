@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -36,6 +37,9 @@ Decoded = tuple[PictureArray, PictureArray | None, bool, bytes | None]
 """Pixels, alpha, whether they are grey, and the ICC profile that they now have."""
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+ENDED_EARLY = (struct.error, EOFError, IndexError)
+"""What Pillow's readers trip over where bytes are missing; its own words name its internals."""
 
 
 def read_picture(path: Path, *, deep: bool = False, max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture:
@@ -150,4 +154,8 @@ def _opened(file: BinaryIO, header: Header) -> Image.Image:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:  # without one it is Pillow's, of a damaged file
         return f"cannot be read: {error.strerror}"
+    if isinstance(error.__cause__ or error, ENDED_EARLY) or "truncated" in str(error).lower():
+        return "cannot be decoded: it is cut short"
+    if str(error) == "not identified by this driver":  # Pillow found no size or no colours
+        return "cannot be decoded: its header is damaged or cut short"
     return f"cannot be decoded: {str(error) or type(error).__name__}"

@@ -241,3 +241,12 @@ def test_the_same_picture_is_read_whatever_the_order_of_threads(noise: Noise, tm
     with ThreadPoolExecutor(6) as pool:
         results = pool.map(lambda name: read_picture(tmp_path / name).pixels, names)
     assert all(np.array_equal(result, pixels[name]) for name, result in zip(names, results, strict=True))
+
+
+def test_a_jpeg_cut_anywhere_in_its_headers_is_said_to_be_cut_short(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0")
+    data = (tmp_path / "a.jpg").read_bytes()
+    for size_bytes in range(3, 150):
+        (tmp_path / "b.jpg").write_bytes(data[:size_bytes])
+        with pytest.raises(PictureError, match=r"b\.jpg cannot be decoded: it.* cut short$"):
+            read_picture(tmp_path / "b.jpg")
