@@ -195,18 +195,20 @@ def _weights(path: Path, entry: GraphEntry, network: MsanNetwork) -> Check:
         return Check(subject=entry.path, quantity="weights", passed=False, detail=detail)
     expected = DeployableMsan(network, entry.io).state_dict()
     kind = np.float16 if entry.precision == "fp16" else np.float32
-    # The exporter leaves out biases of zeros: a graph without them is the same.
     different = [
         name
         for name, tensor in expected.items()
-        if not (
-            np.array_equal(found[name], tensor.numpy().astype(kind))
-            if name in found
-            else name.endswith(".bias") and not tensor.any()
-        )
+        if not _same_weight(found.get(name), tensor.numpy(), kind, optional=name.endswith(".bias"))
     ]
     detail = f"{len(expected)} tensors equal" if not different else f"{len(different)} differ, first {different[0]}"
     return Check(subject=entry.path, quantity="weights", passed=not different, detail=detail)
+
+
+def _same_weight(found: np.ndarray | None, expected: np.ndarray, kind: type[np.floating], *, optional: bool) -> bool:
+    """Whether a graph holds ``expected`` as ``kind``. The exporter leaves out biases, ``optional``, of zeros."""
+    if found is None:
+        return optional and not expected.any()
+    return np.array_equal(found, expected.astype(kind))
 
 
 def _graph_runner(folder: Path, entry: GraphEntry) -> _GraphRunner | _FloatGraphRunner:
