@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 from msan_runtime.backends import ort
 from msan_runtime.backends.base import Backend
 from msan_runtime.backends.contest import contest_conditions, recall_verdict, remember_verdict, timed_verdict
-from msan_runtime.backends.openvino import OpenVinoBackend, open_openvino
+from msan_runtime.backends.openvino import OpenVinoBackend, OpenVinoName, open_openvino
 from msan_runtime.backends.openvino import unavailable as openvino_unavailable
 from msan_runtime.bundle import Bundle
 from msan_runtime.cache import cache_folder
@@ -20,10 +21,11 @@ from msan_runtime.memory import engine_limits_within, tile_limits_within
 
 __all__ = ["BACKENDS", "BackendName", "Selection", "open_float_backend", "select_backend"]
 
-BackendName = Literal["rtx", "tensorrt", "ort-cuda", "openvino", "ort-cpu"]
+BackendName = Literal["rtx", "tensorrt", "ort-cuda", "openvino-bf16", "openvino", "ort-cpu"]
 
 BACKENDS: tuple[str, ...] = get_args(BackendName)
-"""In order of preference: fastest first. ``auto`` takes ``openvino`` only where it is not slower than ``ort-cpu``."""
+"""In order of preference: fastest first. ``auto`` takes those of OpenVINO only where they are not slower than FP32 in
+``ort-cpu``, and give its picture: :mod:`msan_runtime.backends.contest`."""
 
 CPU_PRECISIONS = ("fp32", "fp16")
 """In order of preference. A CPU computes FP16 graphs in FP32 anyway: the FP32 graph is as fast and more exact."""
@@ -56,7 +58,7 @@ def select_backend(bundle: Bundle, name: str = "auto", *, memory_bytes: int | No
     for candidate in BACKENDS if name == "auto" else (name,):
         result = _try(candidate, bundle, memory_bytes)
         if name == "auto" and isinstance(result, OpenVinoBackend):
-            result = _unless_slower(result, bundle, memory_bytes)
+            result = _if_it_wins(result, bundle, memory_bytes)
         if isinstance(result, Backend):
             if passed_over:
                 logger.warning("running on %s, since %s", result.name, "; ".join(passed_over))
@@ -81,7 +83,8 @@ def open_float_backend(bundle: Bundle, running: str, *, memory_bytes: int | None
             "deploy the checkpoint again, or convert the picture to 8 bits"
         )
     limits = tile_limits_within(bundle.manifest, memory_bytes)
-    if running == "openvino":
+    if running in ("openvino", "openvino-bf16"):
+        # 8 bits of mantissa are too few for more than 8 bits of a picture: FP32 in both.
         return open_openvino(bundle.read(entry.path), limits=limits, io="float32")
     name: ort.OrtName = "ort-cuda" if running == "ort-cuda" else "ort-cpu"
     if name != running:
@@ -98,13 +101,16 @@ def _try(name: str, bundle: Bundle, memory_bytes: int | None) -> Backend | str:
         return str(error)
 
 
-def _unless_slower(backend: OpenVinoBackend, bundle: Bundle, memory_bytes: int | None) -> Backend | str:
-    """``backend``, or that it is slower than ``ort-cpu`` on this machine: timed once, then remembered."""
+def _if_it_wins(backend: OpenVinoBackend, bundle: Bundle, memory_bytes: int | None) -> Backend | str:
+    """``backend``, or why not: slower than FP32 in another on this machine, or astray. Found once, then remembered."""
     graph = _graph(bundle, CPU_PRECISIONS)
-    conditions = contest_conditions(bundle.manifest.file(graph.path).sha256, ("openvino", "onnxruntime"))
+    sha256 = bundle.manifest.file(graph.path).sha256
+    conditions = contest_conditions(backend.name, sha256, ("openvino", "onnxruntime"))
     verdict = recall_verdict(conditions)
     if verdict is None:
         rival = _try("ort-cpu", bundle, memory_bytes)
+        if isinstance(rival, str) and backend.name == "openvino-bf16":
+            rival = _try("openvino", bundle, memory_bytes)
         if isinstance(rival, str):
             return backend
         try:
@@ -114,7 +120,7 @@ def _unless_slower(backend: OpenVinoBackend, bundle: Bundle, memory_bytes: int |
             backend.close()
             return str(error)
         remember_verdict(conditions, verdict)
-    if not verdict.slower:
+    if not (verdict.slower or verdict.astray):
         return backend
     backend.close()
     return str(verdict)
@@ -134,10 +140,10 @@ def _open_ort_cuda(bundle: Bundle, memory_bytes: int | None) -> Backend:
     return _open_ort(bundle, memory_bytes, "ort-cuda", ("fp16", "fp32"))
 
 
-def _open_openvino(bundle: Bundle, memory_bytes: int | None) -> Backend:
-    _require(openvino_unavailable())
+def _open_openvino(bundle: Bundle, memory_bytes: int | None, name: OpenVinoName = "openvino") -> Backend:
+    _require(openvino_unavailable(name))
     limits = tile_limits_within(bundle.manifest, memory_bytes)
-    return open_openvino(bundle.read(_graph(bundle, CPU_PRECISIONS).path), limits=limits)
+    return open_openvino(bundle.read(_graph(bundle, CPU_PRECISIONS).path), name, limits=limits)
 
 
 def _graph(bundle: Bundle, prefer: tuple[str, ...]) -> GraphEntry:
@@ -192,6 +198,7 @@ _OPENERS: dict[str, Callable[[Bundle, int | None], Backend]] = {
     "rtx": _open_rtx,
     "tensorrt": _open_tensorrt,
     "ort-cuda": _open_ort_cuda,
+    "openvino-bf16": partial(_open_openvino, name="openvino-bf16"),
     "openvino": _open_openvino,
     "ort-cpu": _open_ort_cpu,
 }

@@ -14,6 +14,7 @@ import pytest
 from msan.checkpoint import Checkpoint, network_from_checkpoint
 from msan_runtime import select
 from msan_runtime.backends import contest
+from msan_runtime.backends import openvino as openvino_module
 from msan_runtime.backends.base import Backend, TileLimits
 from msan_runtime.backends.contest import Verdict, timed_verdict
 from msan_runtime.backends.openvino import open_openvino
@@ -235,15 +236,25 @@ def test_the_timed_tile_is_as_large_as_time_and_limits_allow(
     assert str(verdict) == f"takes 1.25 times as long as b on this machine (timed on a {side}×{side} tile)"
 
 
+def verdict_of(
+    challenger: Backend, champion: Backend, *, ratio: float = 0.5, levels_apart: int = 1, psnr_db: float = 60.0
+) -> Verdict:
+    return Verdict(
+        challenger=challenger.name,
+        champion=champion.name,
+        ratio=ratio,
+        side_px=64,
+        levels_apart=levels_apart,
+        psnr_db=psnr_db,
+    )
+
+
 @pytest.fixture
 def verdicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[float]:
-    """Ratios that the next contests will have, in a cache folder of the test's own."""
+    """Ratios that the next contests will have, in a cache folder of the test's own, on a processor without BF16."""
     ratios: list[float] = []
-
-    def verdict(challenger: Backend, champion: Backend) -> Verdict:
-        return Verdict(challenger=challenger.name, champion=champion.name, ratio=ratios.pop(), side_px=64)
-
-    monkeypatch.setattr(select, "timed_verdict", verdict)
+    monkeypatch.setattr(select, "timed_verdict", lambda one, other: verdict_of(one, other, ratio=ratios.pop()))
+    monkeypatch.setattr(openvino_module, "_computes_bf16", lambda: False)
     monkeypatch.setattr(contest, "cache_folder", lambda: tmp_path / "cache")
     return ratios
 
@@ -258,10 +269,98 @@ def test_auto_takes_openvino_only_where_it_is_not_slower_and_remembers(
     for _ in range(2):  # the second time nothing is timed: there is no further ratio
         selection = select_backend(bundle)
         assert selection.backend.name == taken
-        words = [reason for reason in selection.passed_over if reason.startswith("openvino")]
+        words = [reason for reason in selection.passed_over if reason.startswith("openvino:")]
         expected = "openvino: takes 1.01 times as long as ort-cpu on this machine (timed on a 64×64 tile)"
         assert words == ([] if taken == "openvino" else [expected])
     assert caplog.text.count(f"running on {taken}") == 2
+
+
+@pytest.mark.parametrize(
+    ("bf16", "taken", "reason"),
+    [
+        ({}, "openvino-bf16", ""),
+        ({"ratio": 1.2}, "openvino", "takes 1.20 times as long as ort-cpu on this machine (timed on a 64×64 tile)"),
+        (
+            {"levels_apart": 4},
+            "openvino",
+            "its result is not that of ort-cpu (4 levels, 60.0 dB on a 64×64 tile)",
+        ),
+        ({"psnr_db": 49.9}, "openvino", "its result is not that of ort-cpu (1 levels, 49.9 dB on a 64×64 tile)"),
+    ],
+)
+def test_auto_takes_bf16_only_where_it_is_faster_and_gives_the_fp32_picture(
+    bf16: dict[str, Any],
+    taken: str,
+    reason: str,
+    bundle_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def verdict(challenger: Backend, champion: Backend) -> Verdict:
+        return verdict_of(challenger, champion, **(bf16 if challenger.name == "openvino-bf16" else {}))
+
+    monkeypatch.setattr(openvino_module, "_computes_bf16", lambda: True)
+    monkeypatch.setattr(select, "timed_verdict", verdict)
+    monkeypatch.setattr(contest, "cache_folder", lambda: tmp_path / "cache")
+    for _ in range(2):
+        selection = select_backend(open_bundle(bundle_folder))
+        assert selection.backend.name == taken
+        told = [words for words in selection.passed_over if words.startswith("openvino")]
+        assert told == ([f"openvino-bf16: {reason}"] if reason else [])
+
+
+def test_without_onnxruntime_bf16_is_held_against_fp32_of_its_own_library(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rivals: list[tuple[str, str]] = []
+
+    def verdict(challenger: Backend, champion: Backend) -> Verdict:
+        rivals.append((challenger.name, champion.name))
+        return verdict_of(challenger, champion, ratio=1.5)
+
+    monkeypatch.setattr(openvino_module, "_computes_bf16", lambda: True)
+    monkeypatch.setattr(select.ort, "unavailable", lambda _name: "not installed")
+    monkeypatch.setattr(select, "timed_verdict", verdict)
+    monkeypatch.setattr(contest, "cache_folder", lambda: tmp_path / "cache")
+    assert select_backend(open_bundle(bundle_folder)).backend.name == "openvino"
+    assert rivals == [("openvino-bf16", "openvino")]
+
+
+def test_a_contest_measures_how_far_the_results_are_apart(inverting_graph: bytes) -> None:
+    class OffByFour(ClockedBackend):
+        def infer(self, tiles: PictureArray) -> PictureArray:
+            return tiles ^ 4
+
+    limits = TileLimits(area_px=64 * 64)
+    verdict = timed_verdict(OffByFour("a", 0, [0.0], limits), ClockedBackend("b", 0, [0.0], limits))
+    assert (verdict.levels_apart, round(verdict.psnr_db, 3)) == (4, round(20 * np.log10(255 / 4), 3))
+    assert verdict.astray
+    with open_with_ort(inverting_graph) as one, open_with_openvino(inverting_graph) as other:
+        same = timed_verdict(one, other)
+    assert (same.levels_apart, same.psnr_db, same.astray) == (0, np.inf, False)
+
+
+def test_bf16_runs_where_the_processor_has_it_and_stays_within_the_bounds_of_verify(
+    tiny_bundle: Path, noise: NoiseMaker
+) -> None:
+    reason = openvino_module.unavailable("openvino-bf16")
+    if reason is not None:
+        with pytest.raises(BackendError, match=f"openvino-bf16: {reason}"):
+            select_backend(open_bundle(tiny_bundle), "openvino-bf16")
+        return
+    picture = noise(50, 75, 3)
+    results: dict[str, Any] = {}
+    for name in ("openvino", "openvino-bf16"):
+        with Deblurrer.load(tiny_bundle, name) as deblurrer:
+            assert deblurrer.backend.name == name
+            assert deblurrer.backend.device.endswith(", BF16") == (name == "openvino-bf16")
+            results[name] = deblurrer.deblur(picture).astype(int)
+            results[f"{name}:float"] = deblurrer.deblur(picture.astype(np.float32) / np.float32(255))
+    difference = results["openvino"] - results["openvino-bf16"]
+    assert 0 < np.abs(difference).max() <= 3
+    assert 20 * np.log10(255 / np.sqrt(np.mean(difference**2))) >= 50
+    # Pictures of more than 8 bits are computed in FP32 on both.
+    assert np.array_equal(results["openvino:float"], results["openvino-bf16:float"])
 
 
 def test_a_name_means_that_backend_whatever_it_takes(bundle_folder: Path, verdicts: list[float]) -> None:
@@ -303,6 +402,7 @@ def test_a_contest_that_fails_is_a_reason(bundle_folder: Path, monkeypatch: pyte
         raise BackendError("openvino failed on tiles")
 
     monkeypatch.setattr(select, "timed_verdict", fail)
+    monkeypatch.setattr(openvino_module, "_computes_bf16", lambda: False)
     monkeypatch.setattr(contest, "cache_folder", lambda: tmp_path / "cache")
     selection = select_backend(open_bundle(bundle_folder))
     assert selection.backend.name == "ort-cpu"

@@ -160,7 +160,9 @@ def test_an_output_folder_that_is_a_file_fails_before_the_work(deblur: Run, phot
 
 def test_an_unknown_backend_is_an_error(msan: Run, photo: Path, bundle_folder: Path, tmp_path: Path) -> None:
     finished = msan("deblur", photo, "-o", tmp_path / "out", "--bundle", bundle_folder, "--backend", "cpu")
-    check_message(finished, 2, "no backend 'cpu'. There are: auto, rtx, tensorrt, ort-cuda, openvino, ort-cpu")
+    check_message(
+        finished, 2, "no backend 'cpu'. There are: auto, rtx, tensorrt, ort-cuda, openvino-bf16, openvino, ort-cpu"
+    )
 
 
 def test_a_backend_that_cannot_run_is_an_error(msan: Run, photo: Path, bundle_folder: Path, tmp_path: Path) -> None:

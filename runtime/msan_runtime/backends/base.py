@@ -45,7 +45,7 @@ class Backend(ABC):
     """Runs the network. One backend belongs to one thread at a time."""
 
     name: str
-    """``rtx``, ``tensorrt``, ``ort-cuda``, ``openvino`` or ``ort-cpu``."""
+    """``rtx``, ``tensorrt``, ``ort-cuda``, ``openvino-bf16``, ``openvino`` or ``ort-cpu``."""
 
     device: str
     """The device in words, for people."""

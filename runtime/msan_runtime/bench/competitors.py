@@ -28,7 +28,7 @@ OURS = "msan:"
 
 GROUP = "msan.bench"
 
-ON_REQUEST = frozenset({"onnxruntime-fp16"})
+ON_REQUEST = frozenset({"onnxruntime-fp16", "openvino-bf16"})
 """Competitors that run only if they are asked for by name."""
 
 logger = logging.getLogger(__name__)
@@ -167,14 +167,14 @@ def _open_onnxruntime(setup: Setup, precision: str = "fp32") -> Generator[Entran
 
 
 @contextmanager
-def _open_openvino(setup: Setup) -> Generator[Entrant]:
+def _open_openvino(setup: Setup, hint: str = "f32") -> Generator[Entrant]:
     """OpenVINO on the bundle's FP32 graph, with nothing around it."""
     try:
         import openvino
     except ModuleNotFoundError as error:
         raise MissingExtraError("openvino", "openvino") from error
     core = openvino.Core()
-    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": setup.threads}
+    options = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": setup.threads}
     request = core.compile_model(core.read_model(_graph(setup, "fp32"), b""), "CPU", options).create_infer_request()
 
     def run(picture: PictureArray) -> PictureArray:
@@ -195,4 +195,5 @@ _BARE: Mapping[str, Opener] = {
     "onnxruntime": _open_onnxruntime,
     "onnxruntime-fp16": partial(_open_onnxruntime, precision="fp16"),
     "openvino": _open_openvino,
+    "openvino-bf16": partial(_open_openvino, hint="bf16"),
 }

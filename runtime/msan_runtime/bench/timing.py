@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,9 @@ import numpy as np
 __all__ = ["WARM_UP_ROUNDS", "Latency", "interleaved", "paired_ratio"]
 
 WARM_UP_ROUNDS = 1
+
+REST_SECONDS = 0.1
+"""Before each call: threads of the library that ran before it still spin for some 50 ms, and would take its cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +45,17 @@ def interleaved(
     *,
     on_round: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
+    rest: Callable[[float], object] = time.sleep,
 ) -> dict[str, Latency]:
     """Time every call once a round, after one round that does not count.
 
-    The order turns by one place each round, so that none always follows the same one.
+    The order of each round is drawn anew, the same in every run, so that none always follows the same one.
     """
     times_ms: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for index in range(rounds + WARM_UP_ROUNDS):
-        turn = index % len(names)
-        for name in names[turn:] + names[:turn]:
+        for name in random.Random(index).sample(names, len(names)):
+            rest(REST_SECONDS)
             started = clock()
             calls[name]()
             if index >= WARM_UP_ROUNDS:

@@ -31,7 +31,7 @@ Inputs = Annotated[list[Path], typer.Argument(help="Pictures (JPEG, PNG, WebP, T
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for the results, or a file for one input.")]
 Bundle = Annotated[str, typer.Option(help="A bundle's folder, or the name of a shipped one.", rich_help_panel=MODEL)]
 Backend = Annotated[
-    str, typer.Option(help="auto, rtx, tensorrt, ort-cuda, openvino or ort-cpu.", rich_help_panel=MODEL)
+    str, typer.Option(help="auto, rtx, tensorrt, ort-cuda, openvino-bf16, openvino or ort-cpu.", rich_help_panel=MODEL)
 ]
 Name = Annotated[str, typer.Option(help="Names of results, of {stem}, {suffix} and {model}.", rich_help_panel=FOLDERS)]
 SkipExisting = Annotated[
