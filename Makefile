@@ -31,7 +31,7 @@ format: $(VENV)/.dev
 
 # Timings on this machine: keep it quiet while they run.
 bench: $(VENV)/.dev
-	$(BIN)/msan bench --sizes 360x640,720x1280 --count 200 --json benchmarks/results/bench.json --plot docs/bench.png
+	$(BIN)/msan bench --sizes 360x640,720x1280 --count 60 --against pytorch,pytorch-channels-last,onnxruntime,openvino,openvino-bf16 --json benchmarks/results/bench.json --plot docs/bench.png
 
 wheel: $(VENV)/.dev
 	$(BIN)/python -m hatchling build -t wheel
