@@ -6,7 +6,8 @@ of the engine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from msan_runtime.errors import MsanError
 
-__all__ = ["FLOAT16_MAX", "CastError", "cast_to_float16", "default_islands"]
+__all__ = ["FLOAT16_MAX", "CastError", "cast_to_float16", "default_islands", "float_tensors", "half_inputs"]
 
 FLOAT16_MAX = 65504.0
 
@@ -50,6 +51,8 @@ def cast_to_float16(model: onnx.ModelProto, islands: Iterable[str] | None = None
         model: an FP32 graph whose nodes are named.
         islands: names of the nodes that stay FP32; :func:`default_islands` if left out.
 
+    Operators that ONNX does not define for FP16, and those of other makers, stay FP32 too.
+
     Raises:
         CastError: for a weight beyond the range of FP16, or an island that is not in the graph.
     """
@@ -67,16 +70,16 @@ class _Caster:
     """Rewrites one graph in place."""
 
     def __init__(self, model: onnx.ModelProto, islands: set[str]) -> None:
-        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-        values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
         self.graph = model.graph
         self.islands = islands
-        self.floats = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+        self.opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+        self.floats = float_tensors(model)
         self.weights = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
         self.outputs = {value.name for value in model.graph.output}
-        self.types = {v.name: TensorProto.FLOAT for v in model.graph.input if v.name in self.floats}
+        self.types: dict[str, int] = {v.name: TensorProto.FLOAT for v in model.graph.input if v.name in self.floats}
         self.nodes: list[onnx.NodeProto] = []
         self.made: dict[tuple[str, int], str] = {}
+        self.half_names: set[str] = set()
 
     def run(self) -> None:
         for node in self.graph.node:
@@ -89,21 +92,32 @@ class _Caster:
         del self.graph.value_info[:]
 
     def _rewrite(self, node: onnx.NodeProto) -> None:
-        wanted = TensorProto.FLOAT if node.name in self.islands else TensorProto.FLOAT16
+        schema = None if node.name in self.islands else _schema(node, self.opsets)
+        halves = _half_types(schema)
         if node.op_type != "Cast":
             for index, name in enumerate(node.input):
-                node.input[index] = self._as_type(name, wanted)
-        if wanted == TensorProto.FLOAT16:
-            _retype_attributes(node)
-        for name in node.output:
+                half = _parameter(schema.inputs, index) in halves if schema else False
+                node.input[index] = self._as_type(name, TensorProto.FLOAT16 if half else TensorProto.FLOAT)
+        retyped = schema is not None and _retype_attributes(node)
+        for index, name in enumerate(node.output):
             if name in self.floats:
-                self.types[name] = wanted
+                half = retyped or (schema is not None and self._gives_half(node, schema, halves, index))
+                self.types[name] = TensorProto.FLOAT16 if half else TensorProto.FLOAT
         self.nodes.append(node)
+
+    def _gives_half(self, node: onnx.NodeProto, schema: Any, halves: set[str], index: int) -> bool:
+        """Whether an output has the type of an input that is FP16 now."""
+        kind = _parameter(schema.outputs, index)
+        if kind not in halves:
+            return False
+        names = [name for i, name in enumerate(node.input) if _parameter(schema.inputs, i) == kind]
+        return any(name in self.half_names or self.types.get(name) == TensorProto.FLOAT16 for name in names)
 
     def _as_type(self, name: str, wanted: int) -> str:
         """The name of tensor ``name`` in type ``wanted``; a Cast or a second weight is made once."""
         if name in self.weights:
             self.made[name, wanted] = name if wanted == TensorProto.FLOAT else f"{name}_fp16"
+            self.half_names.add(f"{name}_fp16")
             return self.made[name, wanted]
         if name not in self.floats or self.types[name] == wanted:
             return name
@@ -113,6 +127,7 @@ class _Caster:
 
     def _cast(self, source: str, target: str, wanted: int) -> str:
         self.nodes.append(helper.make_node("Cast", [source], [target], name=f"cast_{target}", to=wanted))
+        self.types[target] = wanted
         return target
 
     def _restore_outputs(self) -> None:
@@ -143,15 +158,55 @@ def _half(tensor: onnx.TensorProto) -> onnx.TensorProto:
     return numpy_helper.from_array(values.astype(np.float16), f"{tensor.name}_fp16")
 
 
-def _retype_attributes(node: onnx.NodeProto) -> None:
-    """Casts to FP32, and constants of FP32, in an FP16 node become FP16."""
+def float_tensors(model: onnx.ModelProto) -> set[str]:
+    """Names of the FP32 tensors of a graph that are not initializers, as ONNX infers them.
+
+    Raises:
+        CastError: if ONNX cannot infer them.
+    """
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        first = " ".join(str(error).split())[:200]
+        raise CastError(f"ONNX cannot infer the types of the graph: {first}. Export it again") from error
+    values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
+    return {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+
+
+def _schema(node: onnx.NodeProto, opsets: Mapping[str, int]) -> Any:
+    """What ONNX says of the operator; ``None`` if it does not know it."""
+    domain = node.domain or "ai.onnx"
+    try:
+        return onnx.defs.get_schema(node.op_type, opsets.get(domain, 1), "" if domain == "ai.onnx" else domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+def _half_types(schema: Any) -> set[str]:
+    """Type variables of an operator that may be FP16."""
+    if schema is None:
+        return set()
+    return {entry.type_param_str for entry in schema.type_constraints if "tensor(float16)" in entry.allowed_type_strs}
+
+
+def _parameter(formal: Any, index: int) -> str:
+    """The type variable of an operator's input or output; the last one may stand for many."""
+    return formal[min(index, len(formal) - 1)].type_str if len(formal) else ""
+
+
+def _retype_attributes(node: onnx.NodeProto) -> bool:
+    """Casts to FP32, and constants of FP32, in an FP16 node become FP16; whether one did."""
+    changed = False
     for attribute in node.attribute:
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
             attribute.i = TensorProto.FLOAT16
+            changed = True
         if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
             name = attribute.t.name
             attribute.t.CopyFrom(_half(attribute.t))
             attribute.t.name = name
+            changed = True
+    return changed
 
 
 def _picture_nodes(nodes: list[onnx.NodeProto], frontier: set[str], *, forwards: bool) -> set[str]:
@@ -167,3 +222,12 @@ def _picture_nodes(nodes: list[onnx.NodeProto], frontier: set[str], *, forwards:
 
 def _suffix(elem_type: int) -> str:
     return "fp32" if elem_type == TensorProto.FLOAT else "fp16"
+
+
+def half_inputs(node: onnx.NodeProto, model: onnx.ModelProto) -> set[str]:
+    """Names of the inputs of ``node`` that ONNX allows to be FP16."""
+    schema = _schema(node, {entry.domain or "ai.onnx": entry.version for entry in model.opset_import})
+    halves = _half_types(schema)
+    if schema is None:
+        return set()
+    return {name for index, name in enumerate(node.input) if name and _parameter(schema.inputs, index) in halves}

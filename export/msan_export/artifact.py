@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -21,13 +23,16 @@ __all__ = [
     "OnnxArtifact",
     "OnnxError",
     "Precision",
+    "TypeClaims",
+    "claims_of",
     "metadata_of",
     "read_exported",
     "save_onnx",
     "set_metadata",
 ]
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8", "fp8"]
+"""Of FP16 graphs some nodes stay FP32, of INT8 and FP8 graphs most stay FP16: the graph says which."""
 
 OPSET = 23
 """The first opset with the Attention operator."""
@@ -74,6 +79,19 @@ class ExportedMetadata:
     io: Io
 
 
+@dataclass(frozen=True, kw_only=True)
+class TypeClaims:
+    """The types that a calibrated graph says its nodes have.
+
+    Attributes:
+        quantized: convolutions that are INT8 or FP8.
+        islands: nodes that stay FP32, and why.
+    """
+
+    quantized: frozenset[str] = frozenset()
+    islands: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
 def read_exported(path: Path) -> tuple[bytes, ExportedMetadata]:
     """The bytes of an ONNX file that ``msan export`` wrote, and its metadata.
 
@@ -88,9 +106,23 @@ def read_exported(path: Path) -> tuple[bytes, ExportedMetadata]:
     except DecodeError as error:
         raise OnnxError(f"{path} is not an ONNX file") from error
     precision, picture_io = metadata.get("precision"), metadata.get("io")
-    if precision not in ("fp32", "fp16") or picture_io not in ("uint8", "float32"):
+    if precision not in get_args(Precision) or picture_io not in ("uint8", "float32"):
         raise OnnxError(f"{path} was not made by msan export: it carries no msan.precision. Export the checkpoint")
-    return data, ExportedMetadata(precision=precision, io=picture_io)
+    return data, ExportedMetadata(precision=cast(Precision, precision), io=picture_io)
+
+
+def claims_of(model: onnx.ModelProto) -> TypeClaims:
+    """What ``msan calibrate`` wrote into a graph; nothing if it did not make it.
+
+    Raises:
+        OnnxError: if it cannot be read.
+    """
+    told = metadata_of(model)
+    try:
+        quantized, islands = json.loads(told.get("quantized", "[]")), json.loads(told.get("islands", "{}"))
+        return TypeClaims(quantized=frozenset(quantized), islands={str(node): str(why) for node, why in islands.items()})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise OnnxError("the graph's msan.quantized or msan.islands was changed: calibrate it again") from error
 
 
 def set_metadata(model: onnx.ModelProto, values: dict[str, str]) -> None:

@@ -82,7 +82,7 @@ def build(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the engine.")] = Path(),
     gpu: Annotated[str, typer.Option("--gpu", help="GPUs, comma-separated; 'list' prints the names.")] = DEFAULT_GPUS,
     precision: Annotated[
-        Literal["fp32", "fp16"] | None,
+        Literal["fp32", "fp16", "int8", "fp8"] | None,
         typer.Option(help="Type to prove (default: as exported). fp32 needs a network without attention."),
     ] = None,
     flavour: FlavourOption = "tensorrt-rtx",

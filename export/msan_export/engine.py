@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import onnx
 
-from msan_export.artifact import Precision, metadata_of
+from msan_export.artifact import Precision, TypeClaims, claims_of, metadata_of
 from msan_export.targets import Capability
 from msan_runtime.atomic import write_bytes, write_text
 from msan_runtime.attention import GLOBAL, TOKEN_PX, Attention
@@ -63,6 +63,10 @@ HEAVY_LAYERS = {
     "MATRIX_MULTIPLY": "matrix multiply",
     "ATTENTION_INPUT": "attention",
 }
+
+QUANTIZED: tuple[Precision, ...] = ("int8", "fp8")
+FP8_LEAST = (8, 9)
+"""The first compute capability with FP8."""
 
 OnPhase = Callable[[str, float], None]
 """Called with a phase of the build and the share of its steps done, 0 to 1."""
@@ -118,7 +122,9 @@ def build_engine(graph: bytes, spec: EngineSpec, precision: Precision, *, on_pha
     Args:
         graph: the ONNX file's bytes.
         spec: what to build.
-        precision: what every convolution, deconvolution, matrix multiply and attention must be.
+        precision: what every convolution, deconvolution, matrix multiply and attention must be; of ``int8`` and
+            ``fp8`` the convolutions that the graph lists as quantised, and FP16 the rest. What the graph lists as an
+            island may be FP32.
         on_phase: told of progress.
 
     Raises:
@@ -126,6 +132,7 @@ def build_engine(graph: bytes, spec: EngineSpec, precision: Precision, *, on_pha
         CheckFailedError: if the layers' types are not ``precision``; it names the layers.
         BuildError: if the graph cannot be parsed or built.
     """
+    _refuse_cards(spec, precision)
     trt = _module(spec.flavour)
     logger = _recording_logger(trt)
     builder = trt.Builder(logger)
@@ -134,9 +141,10 @@ def build_engine(graph: bytes, spec: EngineSpec, precision: Precision, *, on_pha
     if not parser.parse(graph):
         raise BuildError(f"{spec.flavour} cannot parse the graph: {_parser_errors(parser)}")
     layers = _layer_types(trt, network)
-    check_types(layers, precision)
+    model = onnx.load_model_from_string(graph)
+    check_types(layers, precision, claims_of(model))
     if any(layer.kind == "attention" for layer in layers):
-        _refuse_attention_without_kernel(spec, precision, _attention_of(graph))
+        _refuse_attention_without_kernel(spec, precision, _attention_of(model))
     config = _config(trt, builder, spec, on_phase)
     data = builder.build_serialized_network(network, config)
     if data is None:
@@ -173,18 +181,50 @@ def engine_json(engine: Engine, entry: EngineEntry) -> str:
     return json.dumps({**dataclasses.asdict(entry), "layers": layers}, indent=2) + "\n"
 
 
-def check_types(layers: tuple[LayerType, ...], precision: Precision) -> None:
-    """Refuse layers that do not compute in ``precision``.
+def check_types(layers: tuple[LayerType, ...], precision: Precision, claims: TypeClaims | None = None) -> None:
+    """Refuse layers that do not compute in ``precision``, or in the types that the graph claims.
 
     Raises:
-        CheckFailedError: naming the first few layers.
+        CheckFailedError: naming the first few layers; or if a graph of ``int8`` or ``fp8`` quantises nothing.
     """
-    wrong = [layer for layer in layers if layer.dtype != precision]
+    told = claims or TypeClaims()
+    if precision in QUANTIZED:
+        _check_quantized(layers, precision, told)
+        return
+    wrong = [layer for layer in layers if layer.dtype != precision and not _is_island(layer, told)]
     if wrong:
         named = ", ".join(f"{layer.kind} {layer.name} is {layer.dtype}" for layer in wrong[:3])
         raise CheckFailedError(
             f"{len(wrong)} of {len(layers)} layers are not {precision}: {named}. "
             f"Build an export made with --precision {precision}, or give build the precision that the graph has"
+        )
+
+
+def _check_quantized(layers: tuple[LayerType, ...], precision: Precision, claims: TypeClaims) -> None:
+    """The listed convolutions are of ``precision``, all of them; the rest is FP16, islands FP32."""
+    found = {layer.name: layer.dtype for layer in layers}
+    missing = sorted(name for name in claims.quantized if found.get(name) != precision)
+    if missing or not claims.quantized:
+        first = f"{missing[0]} is {found.get(missing[0], 'not in the network')}" if missing else "the graph lists none"
+        raise CheckFailedError(
+            f"{len(missing)} of {len(claims.quantized)} convolutions that should be {precision} are not: {first}. "
+            f"Make the graph with: msan calibrate --precision {precision}"
+        )
+    rest = [layer for layer in layers if layer.name not in claims.quantized and not _is_island(layer, claims)]
+    check_types(tuple(rest), "fp16")
+
+
+def _is_island(layer: LayerType, claims: TypeClaims) -> bool:
+    return layer.dtype == "fp32" and layer.name in claims.islands and layer.kind != "attention"
+
+
+def _refuse_cards(spec: EngineSpec, precision: Precision) -> None:
+    """FP8 needs compute capability 8.9."""
+    old = [capability.sm for capability in spec.capabilities if (capability.major, capability.minor) < FP8_LEAST]
+    if precision == "fp8" and old:
+        raise BuildError(
+            f"{', '.join(old)} has no FP8: it needs sm_89 or later (RTX 40, RTX 50, H100). "
+            "Build for --gpu rtx40,rtx50, or calibrate with --precision int8"
         )
 
 
@@ -207,9 +247,9 @@ def _refuse_attention_without_kernel(spec: EngineSpec, precision: Precision, att
         )
 
 
-def _attention_of(graph: bytes) -> Attention:
+def _attention_of(model: onnx.ModelProto) -> Attention:
     """What the graph says of its attention; graphs of before it was said have ``global``."""
-    return Attention.parse(metadata_of(onnx.load_model_from_string(graph)).get("attention", str(GLOBAL)))
+    return Attention.parse(metadata_of(model).get("attention", str(GLOBAL)))
 
 
 def _module(flavour: Flavour) -> Any:
@@ -307,7 +347,7 @@ def _layer_types(trt: Any, network: Any) -> tuple[LayerType, ...]:
             dtypes = [_stored_type(trt, operand, makers) for operand in _inputs(layer)]
         elif kind is not None:
             outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
-            dtypes = [tensor.dtype for tensor in (*_inputs(layer), *outputs)]
+            dtypes = _quantized_types(trt, layer, makers) or [tensor.dtype for tensor in (*_inputs(layer), *outputs)]
         else:
             continue
         found.append(LayerType(kind=kind, name=layer.name, dtype=_widest(dtypes)))
@@ -317,6 +357,13 @@ def _layer_types(trt: Any, network: Any) -> tuple[LayerType, ...]:
 def _inputs(layer: Any) -> list[Any]:
     tensors = (layer.get_input(index) for index in range(layer.num_inputs))
     return [tensor for tensor in tensors if tensor is not None]
+
+
+def _quantized_types(trt: Any, layer: Any, makers: Mapping[str, Any]) -> list[Any]:
+    """The types before dequantisation, if that is where both the input and the weights of a convolution come from."""
+    found = [makers.get(tensor.name) for tensor in _inputs(layer)[:2]]
+    pair = [maker for maker in found if maker is not None and maker.type == trt.LayerType.DEQUANTIZE]
+    return [maker.get_input(0).dtype for maker in pair] if len(pair) == 2 else []
 
 
 def _stored_type(trt: Any, operand: Any, makers: Mapping[str, Any]) -> Any:
@@ -334,9 +381,9 @@ def _stored_type(trt: Any, operand: Any, makers: Mapping[str, Any]) -> Any:
 
 
 def _widest(dtypes: list[Any]) -> str:
-    """``fp32`` if any type is, so that a layer with one FP32 side is not called FP16; else the first."""
+    """The widest type, so that a layer with one FP32 side is not called FP16."""
     names = [_short(dtype) for dtype in dtypes]
-    return "fp32" if "fp32" in names else names[0]
+    return next((name for name in ("fp32", "fp16") if name in names), names[0])
 
 
 def _short(dtype: Any) -> str:

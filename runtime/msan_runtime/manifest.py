@@ -38,7 +38,7 @@ MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
 
 FLAVOURS = ("tensorrt-rtx", "tensorrt")
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8", "fp8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class BundleFile:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphEntry:
-    """An ONNX graph of the bundle: which file, its precision (``fp32``, ``fp16``), its contract."""
+    """An ONNX graph of the bundle: which file, its precision (``fp32``, ``fp16``, ``int8``, ``fp8``), its contract."""
 
     path: str
     precision: str
