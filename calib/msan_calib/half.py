@@ -103,16 +103,15 @@ def plan_float16(
     search = _Search(network, Evaluator(network, samples, references), least_psnr_db, say)
     search.evaluator.evaluations = 1
     form = {node.name for node in network.model.graph.node if node.name in default_islands(network.model)}
-    overflow = {name: why for name, why in _overflowing(network, ranges, margin).items() if name not in form}
+    overflow = _overflowing(network, ranges, margin)
     base = form | set(overflow)
     quality = search.measure(base)
     accuracy: list[str] = []
     if not quality.worst_db >= least_psnr_db:
         accuracy = search.grow(base, _by_own_error(network, samples[0], base, search.evaluator))
         quality = search.measure(base | set(accuracy))
-    plain = search.measure(form) if overflow and _castable(network, form) else search.known.get(frozenset(form))
-    if plain is None:
-        plain = Quality(psnr_db=(math.nan,))
+    # A weight beyond FP16 cannot be cast at all: then the pictures are broken without a run.
+    plain = search.measure(form) if _castable(network, form) else Quality(psnr_db=(math.nan,))
     spent = search.evaluator.evaluations
     islands = _explained(search, form, overflow, accuracy, quality, plain)
     model = cast_to_float16(network.model, base | set(accuracy))
@@ -262,7 +261,7 @@ def _explained(
     plain: Quality,
 ) -> tuple[Island, ...]:
     """Every island with its reason and, of accuracy, what it buys."""
-    buys = {name: _gain(quality, plain) for name in overflow}
+    buys = {name: _gain(quality, plain) for name in overflow if name not in form}
     everything = form | set(overflow) | set(accuracy)
     for name in accuracy:
         alone = len(accuracy) == 1 or len(accuracy) <= MOST_EXPLAINED
