@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from msan_calib.network import PictureNetwork
     from msan_calib.samples import SampleSet
 
-__all__ = ["register"]
+__all__ = ["decibels", "register"]
 
 screen = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -90,7 +90,7 @@ def types(
 
     options = CalibrationOptions(
         precision=precision,
-        budget_db=_decibels(budget),
+        budget_db=decibels(budget),
         least_psnr_db=least_psnr,
         margin=margin,
         method=method,
@@ -155,8 +155,12 @@ def _opened(
     return load_network(model, peak=peak), choose_samples(samples, options)
 
 
-def _decibels(text: str) -> float:
-    """The number of ``0.10dB`` or ``0.10``."""
+def decibels(text: str) -> float:
+    """The number of ``0.10dB`` or ``0.10``.
+
+    Raises:
+        MsanError: if it is none.
+    """
     try:
         return float(text.lower().removesuffix("db").strip())
     except ValueError as error:

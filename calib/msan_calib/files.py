@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 
-from msan_calib.calibrate import CalibratedGraph
+from msan_calib.calibrate import CalibratedGraph, CalibratedPrecision
 from msan_calib.network import PictureNetwork
 from msan_calib.report import calibration_body, plot_frontier
 from msan_runtime.atomic import write_bytes, write_text
 from msan_runtime.errors import MissingExtraError
 from msan_runtime.strictjson import strict_json
 
-__all__ = ["finished_graph", "write_calibrated"]
+__all__ = ["finished_graph", "half_graph", "write_calibrated"]
 
 
 def finished_graph(result: CalibratedGraph) -> onnx.ModelProto:
@@ -23,11 +24,22 @@ def finished_graph(result: CalibratedGraph) -> onnx.ModelProto:
     ``msan.precision``, ``msan.quantized`` (names of quantised convolutions, JSON), ``msan.islands`` (nodes in FP32 with
     reasons, JSON) and ``msan.samples_sha256``.
     """
+    return _told(result.model, result, result.options.precision, result.quantized)
+
+
+def half_graph(result: CalibratedGraph) -> onnx.ModelProto:
+    """The FP16 graph that the result is made of, with the same metadata properties."""
+    return _told(result.half.model, result, "fp16", ())
+
+
+def _told(
+    graph: onnx.ModelProto, result: CalibratedGraph, precision: CalibratedPrecision, quantized: Sequence[str]
+) -> onnx.ModelProto:
     model = onnx.ModelProto()
-    model.CopyFrom(result.model)
+    model.CopyFrom(graph)
     told = {prop.key: prop.value for prop in model.metadata_props}
-    told["msan.precision"] = result.options.precision
-    told["msan.quantized"] = json.dumps(list(result.quantized))
+    told["msan.precision"] = precision
+    told["msan.quantized"] = json.dumps(list(quantized))
     told["msan.islands"] = json.dumps({island.node: island.reason for island in result.half.islands})
     told["msan.samples_sha256"] = result.samples.sha256
     onnx.helper.set_model_props(model, dict(sorted(told.items())))

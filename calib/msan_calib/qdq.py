@@ -95,20 +95,24 @@ class _Writer:
         self.kind: QuantizedType = kind
         self.tensors: list[onnx.TensorProto] = []
         self._pairs: dict[tuple[str, float], str] = {}
+        self._written: set[str] = set()
 
     def quantize(self, node: onnx.NodeProto, how: QuantizedConvolution) -> list[onnx.NodeProto]:
         """Nodes to put before ``node``, whose inputs are changed to theirs."""
         key = node.input[0], float(how.input_scale)
         pair = [] if key in self._pairs else self._pair(node.input[0], how)
-        stem = f"{node.name}_weight"
+        stem = f"{node.input[1].removesuffix('_fp16')}_{self.kind}"
         stored = _raw(quantized(how.weight, how.weight_scales.reshape(-1, 1, 1, 1), self.kind), stem, self.kind)
         zeros = _raw(np.zeros(len(how.weight_scales), _dtype(self.kind)), f"{stem}_zero", self.kind)
-        self.tensors += [stored, numpy_helper.from_array(how.weight_scales, f"{stem}_scale"), zeros]
+        if stem not in self._written:
+            self.tensors += [stored, numpy_helper.from_array(how.weight_scales, f"{stem}_scale"), zeros]
+            self._written.add(stem)
         names = [stem, f"{stem}_scale", f"{stem}_zero"]
-        weight = helper.make_node("DequantizeLinear", names, [f"{stem}_dq"], name=f"{stem}_dequantize", axis=0)
+        made = f"{node.name}_weight_dq"
+        weight = helper.make_node("DequantizeLinear", names, [made], name=f"{node.name}_weight_dequantize", axis=0)
         bias = f"{node.name}_bias"
         self.tensors.append(numpy_helper.from_array(how.bias.astype(np.float16), bias))
-        node.input[:] = [self._pairs[key], f"{stem}_dq", bias]
+        node.input[:] = [self._pairs[key], made, bias]
         return [*pair, weight]
 
     def _pair(self, tensor: str, how: QuantizedConvolution) -> list[onnx.NodeProto]:

@@ -34,7 +34,7 @@ __all__ = [
 SCHEMA_VERSION = 1
 
 
-def calibration_body(result: CalibratedGraph, *, source: str, source_sha256: str) -> dict[str, Any]:
+def calibration_body(result: CalibratedGraph, *, source: str, source_sha256: str = "") -> dict[str, Any]:
     """Everything about a calibrated graph as JSON values (``schema_version`` 1)."""
     half = result.half
     return {

@@ -32,10 +32,10 @@ SHIPPED = Path(__file__).parent / "samples"
 """Eight pairs; where they are from: its README."""
 
 PAIR_FOLDERS = (("input", "target"), ("blur", "sharp"), ("blurred", "sharp"))
-VERSION = 1
-MOST_FILES = 256
-"""So many files of a larger folder are looked at, drawn by the seed."""
-CANDIDATES_PER_FILE = 8
+VERSION = 2
+MOST_FILES = 96
+"""So many files of a larger folder are looked at, drawn by the seed; for many samples twice their count."""
+CANDIDATES_PER_FILE = 6
 HELD_OUT_SHARE = 3
 """Every third file is held out: never calibrated on, only to check the choice."""
 
@@ -128,15 +128,16 @@ def choose_samples(folder: Path | None = None, options: SampleOptions | None = N
     if cached is not None:
         return cached
     rng = np.random.default_rng(chosen.seed)
-    order = [files[index] for index in rng.permutation(len(files))[:MOST_FILES]]
-    if len(files) > MOST_FILES:
-        logger.warning("%s holds %d pictures: samples are cut from %d of them", where, len(files), MOST_FILES)
-    held = order[::HELD_OUT_SHARE] if len(order) > 1 else []
-    rest = [file for file in order if file not in held]
-    calibration = _diverse(_candidates(rest, chosen, rng), chosen.count)
-    held_out = _diverse(_candidates(held, chosen, rng), max(1, chosen.count // 2))
-    if not calibration:
+    most = max(MOST_FILES, 2 * chosen.count)
+    if len(files) > most:
+        logger.warning("%s holds %d pictures: samples are cut from %d of them", where, len(files), most)
+    by_file = _candidates((files[index] for index in rng.permutation(len(files))[:most]), chosen, rng)
+    if not by_file:
         raise CalibrationError(f"no picture in {where} can be used as a sample: give another folder with --samples")
+    held = by_file[::HELD_OUT_SHARE] if len(by_file) > 1 else []
+    rest = [crops for index, crops in enumerate(by_file) if index % HELD_OUT_SHARE or not held]
+    calibration = _diverse([crop for crops in rest for crop in crops], chosen.count)
+    held_out = _diverse([crop for crops in held for crop in crops], max(1, chosen.count // 2))
     found = _set(label, chosen, calibration, held_out)
     _remember(key, found)
     return found
@@ -163,8 +164,9 @@ def _files(folder: Path) -> list[_File]:
     return [_File(blurred=path, sharp=targets[path.stem], name=path.name) for path in found]
 
 
-def _candidates(files: Iterable[_File], options: SampleOptions, rng: np.random.Generator) -> list[Sample]:
-    found: list[Sample] = []
+def _candidates(files: Iterable[_File], options: SampleOptions, rng: np.random.Generator) -> list[list[Sample]]:
+    """Crops of each file that has any."""
+    found: list[list[Sample]] = []
     for file in files:
         try:
             blurred = read_picture(file.blurred).pixels
@@ -175,8 +177,8 @@ def _candidates(files: Iterable[_File], options: SampleOptions, rng: np.random.G
         if blurred.dtype != np.uint8 or (sharp is not None and sharp.shape != blurred.shape):
             logger.warning("left out of the samples: %s is not of 8 bits, or not of its partner's size", file.blurred)
             continue
-        found += _crops(file.name, blurred, sharp, options, rng)
-    return found
+        found.append(_crops(file.name, blurred, sharp, options, rng))
+    return [crops for crops in found if crops]
 
 
 def _crops(

@@ -120,7 +120,9 @@ def claims_of(model: onnx.ModelProto) -> TypeClaims:
     told = metadata_of(model)
     try:
         quantized, islands = json.loads(told.get("quantized", "[]")), json.loads(told.get("islands", "{}"))
-        return TypeClaims(quantized=frozenset(quantized), islands={str(node): str(why) for node, why in islands.items()})
+        return TypeClaims(
+            quantized=frozenset(quantized), islands={str(node): str(why) for node, why in islands.items()}
+        )
     except (ValueError, TypeError, AttributeError) as error:
         raise OnnxError("the graph's msan.quantized or msan.islands was changed: calibrate it again") from error
 

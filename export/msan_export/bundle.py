@@ -6,14 +6,19 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msan.checkpoint import Checkpoint
-from msan_export.artifact import OPSET, save_onnx
+from msan_calib.calibrate import CalibratedGraph, CalibrationOptions, calibrate
+from msan_calib.files import finished_graph, half_graph
+from msan_calib.network import network_of
+from msan_calib.report import calibration_body
+from msan_calib.samples import SampleSet
+from msan_export.artifact import OPSET, OnnxArtifact, save_onnx
 from msan_export.engine import ENGINE_SUFFIX, EngineSpec, OnPhase, build_engine, engine_entry, engine_json
 from msan_export.onnx import float16_from_float32, onnx_from_checkpoint
 from msan_export.parity import Case, ParityReport, verify_bundle
@@ -30,13 +35,25 @@ from msan_runtime.manifest import (
     describe_file,
     save_manifest,
 )
+from msan_runtime.strictjson import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["Deployment", "deploy"]
+__all__ = ["Calibration", "Deployment", "deploy"]
 
 TOOLS = ("msan", "torch", "onnx", "onnxscript", "onnxruntime", "polygraphy", "tensorrt-rtx", "tensorrt")
+
+
+CALIBRATION_NAME = "calibration.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What the types of a bundle's graphs are decided on."""
+
+    samples: SampleSet
+    options: CalibrationOptions = field(default_factory=CalibrationOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +72,7 @@ def deploy(
     cases: Sequence[Case],
     *,
     attention: Attention = DEFAULT_ATTENTION,
+    calibration: Calibration | None = None,
     provenance: Mapping[str, str] | None = None,
     on_step: Callable[[str], None] | None = None,
     on_phase: OnPhase | None = None,
@@ -64,27 +82,32 @@ def deploy(
     Args:
         checkpoint: what to deploy.
         folder: of the bundle; an older bundle there is replaced, anything else is left alone.
-        spec: of the engine, which is FP16.
+        spec: of the engine.
         cases: pictures to verify on.
         attention: of every graph and of the engine.
+        calibration: what to calibrate on, and whether the engine is FP16, INT8 or FP8. If left out, the FP16 graph
+            keeps FP32 by its form alone, without samples.
         provenance: more lines for the manifest.
         on_step: told of each step in words.
         on_phase: told of the engine build's progress.
 
     Raises:
         BundleError: if ``folder`` is not a bundle and not empty, or cannot be written.
-        CheckFailedError: if the bundle does not pass; ``FOLDER.parity.json`` then says where.
+        CheckFailedError: if the bundle does not pass; ``FOLDER.parity.json`` then says where. Or if calibration
+            refuses.
     """
     say = on_step or (lambda _: None)
     with _staging(folder) as stage:
-        graphs = _write_graphs(checkpoint, attention, stage, say)
+        graphs, decided = _write_graphs(checkpoint, attention, calibration, stage, say)
+        precision = "fp16" if calibration is None else calibration.options.precision
         say(f"building a {spec.flavour} engine for {', '.join(c.sm for c in spec.capabilities)}")
-        fp16 = next(graph for graph in graphs if graph.precision == "fp16")
-        engine = build_engine((stage / fp16.path).read_bytes(), spec, "fp16", on_phase=on_phase)
-        entry = engine_entry(engine, f"{checkpoint.spec.name}.{ENGINE_SUFFIX[spec.flavour]}", fp16.path)
+        source = next(graph for graph in graphs if graph.precision == precision)
+        engine = build_engine((stage / source.path).read_bytes(), spec, precision, on_phase=on_phase)
+        entry = engine_entry(engine, f"{checkpoint.spec.name}.{ENGINE_SUFFIX[spec.flavour]}", source.path)
         write_bytes(stage / entry.path, engine.data)
         write_text(stage / f"{entry.path}.json", engine_json(engine, entry))
-        manifest = replace(_manifest(checkpoint, stage, graphs, entry, provenance or {}), attention=str(attention))
+        told = {**decided, **(provenance or {})}
+        manifest = replace(_manifest(checkpoint, stage, graphs, entry, told), attention=str(attention))
         save_manifest(manifest, stage)
         say(f"verifying against PyTorch on {len(cases)} pictures")
         report = replace(verify_bundle(checkpoint, stage, cases), bundle=folder.name)
@@ -108,19 +131,54 @@ def tool_versions() -> dict[str, str]:
 
 
 def _write_graphs(
-    checkpoint: Checkpoint, attention: Attention, stage: Path, say: Callable[[str], None]
-) -> tuple[GraphEntry, ...]:
+    checkpoint: Checkpoint,
+    attention: Attention,
+    calibration: Calibration | None,
+    stage: Path,
+    say: Callable[[str], None],
+) -> tuple[tuple[GraphEntry, ...], Mapping[str, str]]:
+    """Write every graph; give their entries, and what calibration decided, for the manifest."""
     name = checkpoint.spec.name
     say(f"exporting {name} to ONNX, opset {OPSET}, {attention} attention")
     fp32 = onnx_from_checkpoint(checkpoint, io="uint8", attention=attention)
     float32 = onnx_from_checkpoint(checkpoint, io="float32", attention=attention)
+    half = float16_from_float32(fp32)
+    quantized: list[OnnxArtifact] = []
+    decided: dict[str, str] = {}
+    if calibration is not None:
+        result = calibrate(network_of(fp32, name), calibration.samples, calibration.options, say=say)
+        half = half_graph(result)
+        decided = _decision(result)
+        write_text(stage / CALIBRATION_NAME, strict_json(calibration_body(result, source=f"{name}.fp32.onnx")))
+        if result.options.precision != "fp16":
+            path = stage / f"{name}.{result.options.precision}.onnx"
+            quantized.append(save_onnx(finished_graph(result), path, precision=result.options.precision, io="uint8"))
     artifacts = (
-        save_onnx(float16_from_float32(fp32), stage / f"{name}.fp16.onnx", precision="fp16", io="uint8"),
+        *quantized,
+        save_onnx(half, stage / f"{name}.fp16.onnx", precision="fp16", io="uint8"),
         save_onnx(fp32, stage / f"{name}.fp32.onnx", precision="fp32", io="uint8"),
         # For pictures of more than 8 bits.
         save_onnx(float32, stage / f"{name}.fp32.float.onnx", precision="fp32", io="float32"),
     )
-    return tuple(GraphEntry(path=a.path.name, precision=a.precision, io=a.io, opset=a.opset) for a in artifacts)
+    entries = (GraphEntry(path=a.path.name, precision=a.precision, io=a.io, opset=a.opset) for a in artifacts)
+    return tuple(entries), decided
+
+
+def _decision(result: CalibratedGraph) -> dict[str, str]:
+    """What calibration decided, in the words of a manifest; ``calibration.json`` has the rest."""
+    islands = [island.node for island in result.half.islands if island.kind != "form"]
+    told = {
+        "calibration": CALIBRATION_NAME,
+        "calibration_samples_sha256": result.samples.sha256,
+        "fp32_islands": ", ".join(islands) or "none but by form",
+        "fp16_psnr_db": f"{result.half.quality.worst_db:.1f}",
+    }
+    if result.choice is not None:
+        told["quantized"] = (
+            f"{len(result.quantized)} convolutions, {result.choice.point.flops_share:.1%} of operations, "
+            f"{result.choice.point.loss_db:.4f} dB lost of {result.options.budget_db:g}"
+        )
+    return told
 
 
 def _manifest(
@@ -130,7 +188,8 @@ def _manifest(
     engine: EngineEntry,
     provenance: Mapping[str, str],
 ) -> Manifest:
-    paths = (*(graph.path for graph in graphs), engine.path, f"{engine.path}.json")
+    calibration = (CALIBRATION_NAME,) if (stage / CALIBRATION_NAME).exists() else ()
+    paths = (*(graph.path for graph in graphs), engine.path, f"{engine.path}.json", *calibration)
     return Manifest(
         name=checkpoint.spec.name,
         spec=checkpoint.spec.to_dict(),

@@ -1,4 +1,4 @@
-"""The commands of the export room: ``msan export``, ``build``, ``verify`` and ``deploy``."""
+"""The commands of the export room: ``msan export``, ``build``, ``verify``, ``deploy`` and ``inspect``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from msan_runtime.errors import MsanError
 
 if TYPE_CHECKING:
     from msan_export.engine import Engine, EngineSpec, Flavour, OnPhase
+    from msan_export.inspection import Inspection
     from msan_export.parity import ParityReport
 
 __all__ = ["register"]
@@ -51,6 +52,7 @@ def register(app: typer.Typer) -> None:
     app.command("build")(build)
     app.command("verify")(verify)
     app.command("deploy")(deploy)
+    app.command("inspect")(inspect)
 
 
 def export(
@@ -147,22 +149,83 @@ def deploy(
     largest: MaxOption = None,
     pictures: PicturesOption = None,
     attention: AttentionOption = str(DEFAULT_ATTENTION),
+    precision: Annotated[
+        Literal["fp16", "int8", "fp8"], typer.Option(help="Of the engine; int8 and fp8 where the budget allows.")
+    ] = "fp16",
+    budget: Annotated[str, typer.Option(help="PSNR that INT8 or FP8 may lose.")] = "0.10dB",
+    samples: Annotated[
+        Path | None, typer.Option(help="Folder of pictures to decide types on (default: shipped pairs).")
+    ] = None,
 ) -> None:
-    """Export, build and verify in one go; write a bundle if it passes."""
+    """Export, decide types, build and verify in one go; write a bundle if it passes."""
     from msan.checkpoint import find_checkpoint, load_checkpoint
+    from msan_calib.calibrate import CalibrationOptions
+    from msan_calib.cli import decibels
+    from msan_calib.samples import choose_samples
     from msan_export import bundle
+    from msan_export.engine import refuse_cards
     from msan_export.parity import sample_cases
 
     spec = _engine_spec(gpu, flavour, smallest, typical, largest)
+    refuse_cards(spec, precision)
+    options = CalibrationOptions(precision=precision, budget_db=decibels(budget))
     loaded, cases = load_checkpoint(find_checkpoint(checkpoint)), sample_cases(pictures)
+    calibration = bundle.Calibration(samples=choose_samples(samples), options=options)
     chosen = Attention.parse(attention)
     with _phases() as on_phase:
-        done = bundle.deploy(loaded, output, spec, cases, attention=chosen, on_step=errors.print, on_phase=on_phase)
+        done = bundle.deploy(
+            loaded,
+            output,
+            spec,
+            cases,
+            attention=chosen,
+            calibration=calibration,
+            on_step=errors.print,
+            on_phase=on_phase,
+        )
     _print_verdict(done.report)
     _say(f"\n{output}: {loaded.spec.name}, {chosen} attention, checkpoint {loaded.sha256[:12]}")
     for file in done.manifest.files:
         _say(f"  {file.path:24} {file.size_bytes / 1e6:6.1f} MB")
     _say(f"Use it: msan deblur PICTURE -o OUT --bundle {output}")
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="ONNX file, engine, or bundle's folder.", metavar="PATH")],
+    layers: Annotated[bool, typer.Option("--layers", help="Every layer with its type.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write what is found here.")] = None,
+) -> None:
+    """Show what a graph, an engine or a bundle is: types as built, FLOPs by type, contract, whether it runs here."""
+    import dataclasses
+
+    from msan_export import inspection
+    from msan_runtime.atomic import write_text
+    from msan_runtime.bundle import shipped_bundles
+    from msan_runtime.strictjson import strict_json
+
+    found = inspection.inspect(path if path.exists() else shipped_bundles().get(str(path), path))
+    for part in (found, *found.parts):
+        _print_inspection(part, layers=layers)
+    if json is not None:
+        with _writing(json):
+            write_text(json, strict_json({"schema_version": 1, **dataclasses.asdict(found)}))
+
+
+def _print_inspection(found: Inspection, *, layers: bool) -> None:
+    _say(f"{found.path} ({found.kind})")
+    for name, value in found.facts.items():
+        _say(f"  {name}: {value}")
+    for kind, count in found.layer_counts.items():
+        _say(f"  {count:4} × {kind}")
+    if found.gflop:
+        total = sum(found.gflop.values())
+        shares = ", ".join(f"{dtype} {flops:.2f} ({flops / total:.0%})" for dtype, flops in sorted(found.gflop.items()))
+        _say(f"  convolutions, GFLOP at 256×256: {shares}")
+    for layer in found.layers if layers else ():
+        _say(f"    {layer.name}: {layer.kind} {layer.dtype}")
+    for why in dict.fromkeys(found.islands.values()):
+        nodes = [node for node, reason in found.islands.items() if reason == why]
+        _say(f"  in FP32, {why}: {', '.join(nodes)}")
 
 
 def _engine_spec(

@@ -38,7 +38,9 @@ __all__ = [
     "check_types",
     "engine_entry",
     "engine_json",
+    "refuse_cards",
     "save_engine",
+    "silent_logger",
 ]
 
 Flavour = Literal["tensorrt-rtx", "tensorrt"]
@@ -132,9 +134,9 @@ def build_engine(graph: bytes, spec: EngineSpec, precision: Precision, *, on_pha
         CheckFailedError: if the layers' types are not ``precision``; it names the layers.
         BuildError: if the graph cannot be parsed or built.
     """
-    _refuse_cards(spec, precision)
+    refuse_cards(spec, precision)
     trt = _module(spec.flavour)
-    logger = _recording_logger(trt)
+    logger = silent_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
@@ -218,8 +220,12 @@ def _is_island(layer: LayerType, claims: TypeClaims) -> bool:
     return layer.dtype == "fp32" and layer.name in claims.islands and layer.kind != "attention"
 
 
-def _refuse_cards(spec: EngineSpec, precision: Precision) -> None:
-    """FP8 needs compute capability 8.9."""
+def refuse_cards(spec: EngineSpec, precision: Precision) -> None:
+    """FP8 needs compute capability 8.9.
+
+    Raises:
+        BuildError: naming the cards that have none, and those that do.
+    """
     old = [capability.sm for capability in spec.capabilities if (capability.major, capability.minor) < FP8_LEAST]
     if precision == "fp8" and old:
         raise BuildError(
@@ -260,7 +266,9 @@ def _module(flavour: Flavour) -> Any:
         raise MissingExtraError(name, extra) from error
 
 
-def _recording_logger(trt: Any) -> Any:
+def silent_logger(trt: Any) -> Any:
+    """A logger that prints nothing and keeps the library's complaints for messages: ``worst()``."""
+
     class RecordingLogger(trt.ILogger):
         """Keeps what the library complains of, for the error message; prints nothing."""
 

@@ -24,7 +24,7 @@ from msan.checkpoint import Checkpoint, network_from_checkpoint
 from msan.network import MsanNetwork
 from msan_export._polygraphy import BaseRunner, Comparator, IterationResult, OnnxrtRunner, TensorMetadata
 from msan_export.graph import DeployableMsan
-from msan_export.thresholds import FLOAT_FP32, UINT8, Threshold
+from msan_export.thresholds import FLOAT_FP32, QUANTIZED, UINT8, Threshold
 from msan_runtime.attention import Attention
 from msan_runtime.backends import ort
 from msan_runtime.backends.base import Backend
@@ -193,15 +193,31 @@ def _weights(path: Path, entry: GraphEntry, network: MsanNetwork) -> Check:
     except Exception as error:  # a damaged file raises whatever protobuf or onnx trips over
         detail = f"cannot be read as ONNX ({type(error).__name__})"
         return Check(subject=entry.path, quantity="weights", passed=False, detail=detail)
-    expected = DeployableMsan(network, entry.io).state_dict()
-    kind = np.float16 if entry.precision == "fp16" else np.float32
+    expected = {name: tensor.numpy() for name, tensor in DeployableMsan(network, entry.io).state_dict().items()}
+    kind = np.float32 if entry.precision == "fp32" else np.float16
+    quantized = {name for name in expected if f"{name}_{entry.precision}" in found}
+    # Biases of quantised convolutions carry the correction of what quantisation shifts.
+    corrected = {f"{name.removesuffix('.weight')}.bias" for name in quantized}
     different = [
         name
-        for name, tensor in expected.items()
-        if not _same_weight(found.get(name), tensor.numpy(), kind, optional=name.endswith(".bias"))
+        for name, values in expected.items()
+        if name not in quantized | corrected
+        and not _same_weight(found.get(name), values, kind, optional=name.endswith(".bias"))
     ]
-    detail = f"{len(expected)} tensors equal" if not different else f"{len(different)} differ, first {different[0]}"
+    different += [name for name in sorted(quantized) if not _near_weight(found, name, entry.precision, expected[name])]
+    told = f", {len(quantized)} of them to half a step of {entry.precision}" if quantized else ""
+    detail = f"{len(expected) - len(corrected)} tensors equal{told}"
+    if different:
+        detail = f"{len(different)} differ, first {different[0]}"
     return Check(subject=entry.path, quantity="weights", passed=not different, detail=detail)
+
+
+def _near_weight(found: Mapping[str, np.ndarray], name: str, kind: str, expected: np.ndarray) -> bool:
+    """Whether a quantised weight is the expected one to half a step of its channel; of FP8 half of 1/8 of its value."""
+    scale = found[f"{name}_{kind}_scale"].astype(np.float64).reshape(-1, *[1] * (expected.ndim - 1))
+    error = np.abs(found[f"{name}_{kind}"].astype(np.float64) * scale - expected)
+    half_step = scale / 2 if kind == "int8" else np.maximum(np.abs(expected) / 16, scale * 2.0**-10)
+    return bool((error <= half_step * 1.001).all())
 
 
 def _same_weight(found: np.ndarray | None, expected: np.ndarray, kind: type[np.floating], *, optional: bool) -> bool:
@@ -228,7 +244,7 @@ def _engine_runner(folder: Path, manifest: Manifest, entry: EngineEntry) -> _Bac
         selection = select_backend(Bundle(folder=folder, manifest=manifest), name)
     except BackendError as error:
         raise _NotHereError(str(error)) from error
-    return _BackendRunner(selection.backend, entry.path)
+    return _BackendRunner(selection.backend, entry)
 
 
 def _with_float_output(model: onnx.ModelProto) -> bytes:
@@ -288,7 +304,8 @@ class _Recorder:
     def _check(self, name: str, reference: npt.NDArray[Any], result: npt.NDArray[Any], case: Case) -> Check:
         is_float = name == FLOAT_NAME
         # The float picture of an FP16 graph is checked for NaN only: its bounds are those of the saved picture.
-        threshold = FLOAT_FP32 if is_float and self.precision == "fp32" else UINT8
+        bound = QUANTIZED if self.precision in ("int8", "fp8") else UINT8
+        threshold = FLOAT_FP32 if is_float and self.precision == "fp32" else bound
         if is_float and self.precision != "fp32":
             reference, result = reference * np.float32(255), result * np.float32(255)
         worst, psnr_db = _differences(reference, result, threshold.peak)
@@ -379,11 +396,11 @@ class _FloatGraphRunner(_PictureRunner):
 class _BackendRunner(_PictureRunner):
     """An engine through the runtime's own backend: what users will run."""
 
-    def __init__(self, backend: Backend, path: str) -> None:
+    def __init__(self, backend: Backend, entry: EngineEntry) -> None:
         super().__init__(prefix=backend.name)
         self.backend = backend
-        self.subject = path
-        self.precision = "fp16"
+        self.subject = entry.path
+        self.precision = entry.precision
 
     def infer_impl(self, feed_dict: Mapping[str, PictureArray]) -> OrderedDict[str, npt.NDArray[Any]]:
         started = time.perf_counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["FLOAT_FP32", "UINT8", "Threshold"]
+__all__ = ["FLOAT_FP32", "QUANTIZED", "UINT8", "Threshold"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,3 +33,7 @@ FLOAT_FP32 = Threshold(max_difference=1e-4, psnr_db=100.0, peak=1.0)
 
 UINT8 = Threshold(max_difference=3.0, psnr_db=50.0, peak=255.0)
 """Any graph or engine against PyTorch in FP32, on saved pictures."""
+
+QUANTIZED = Threshold(max_difference=64.0, psnr_db=40.0, peak=255.0)
+"""An INT8 or FP8 graph or engine against PyTorch in FP32: that it is the same picture. What it may lose of quality is
+held to the budget of ``msan calibrate``, on pictures whose sharp form is known."""

@@ -44,7 +44,8 @@ HEAVY_PACKAGES = frozenset({"torch", "safetensors", "onnx", "onnxscript", "polyg
 
 def main() -> None:
     """Run the command line. Exit code 2 for bad input, 1 for a failed check, 0 otherwise."""
-    logging.getLogger("msan_runtime").addHandler(_NoteHandler())
+    for room in ("msan_runtime", "msan_calib"):
+        logging.getLogger(room).addHandler(_NoteHandler())
     for entry_point in entry_points(group="msan.commands"):
         entry_point.load()(app)
     try:

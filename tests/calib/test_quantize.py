@@ -71,7 +71,7 @@ def test_int8_runs_as_the_formula_says(pictures: Pictures) -> None:
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.model.graph.initializer}
     scale = np.float32(weights["layer/1_input_scale"])
     taken = np.clip(np.rint(tensors["t0"].astype(np.float32) / scale), -128, 127) * scale
-    kernel = weights["layer/1_weight"].astype(np.float32) * weights["layer/1_weight_scale"].reshape(-1, 1, 1, 1)
+    kernel = weights["k1_int8"].astype(np.float32) * weights["k1_int8_scale"].reshape(-1, 1, 1, 1)
     padded = np.pad(taken, ((0, 0), (0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
     expected = np.einsum("nchwij,ocij->nohw", windows, kernel) + weights["layer/1_bias"].reshape(1, -1, 1, 1)
