@@ -76,7 +76,7 @@ def plant_scaling(model: onnx.ModelProto, tensor: str, up: float) -> onnx.ModelP
             nodes.append(copy)
     del planted.graph.node[:]
     planted.graph.node.extend(nodes)
-    planted.graph.initializer.append(numpy_helper.from_array(np.float32(up), "up"))
+    planted.graph.initializer.append(numpy_helper.from_array(np.asarray(up, np.float32), "up"))
     return planted
 
 

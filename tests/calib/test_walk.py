@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import numpy_helper
 from tests.calib.graphs import plain_graph, plant_scaling
 
 from msan_calib.casts import cast_to_float16
@@ -46,16 +48,13 @@ def test_an_operator_that_does_not_run_is_named() -> None:
         Walker(network_of(model).model).run({"picture": np.zeros((1, 3, 8, 8), np.float32)})
 
 
-def _without_big_weights(model: object) -> object:
-    """The factor 1e6 as 1e3 twice, which FP16 can hold."""
-    import onnx
-    from onnx import numpy_helper
-
+def _without_big_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same fault with a factor that FP16 can hold, on larger values."""
     changed = onnx.ModelProto()
-    changed.CopyFrom(model)  # type: ignore[arg-type]
+    changed.CopyFrom(model)
     for tensor in changed.graph.initializer:
         if tensor.name == "up":
-            tensor.CopyFrom(numpy_helper.from_array(np.float32(6e4), "up"))
-    kernel = next(tensor for tensor in changed.graph.initializer if tensor.name == "k2")
-    kernel.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(kernel) * np.float32(100), "k2"))
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(6e4, np.float32), "up"))
+        if tensor.name == "k2":
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(100), "k2"))
     return changed

@@ -32,6 +32,8 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "msan/weights/msan-s.md",
         "msan_export/samples/square.jpg",
         "msan_calib/casts.py",
+        "msan_calib/samples/input/city.jpg",
+        "msan_calib/samples/target/city.jpg",
         "msan_runtime/py.typed",
     ],
 )

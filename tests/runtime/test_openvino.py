@@ -329,7 +329,7 @@ def test_without_onnxruntime_bf16_is_held_against_fp32_of_its_own_library(
 def test_a_contest_measures_how_far_the_results_are_apart(inverting_graph: bytes) -> None:
     class OffByFour(ClockedBackend):
         def infer(self, tiles: PictureArray) -> PictureArray:
-            return tiles ^ 4
+            return np.bitwise_xor(tiles, 4, dtype=np.uint8)
 
     limits = TileLimits(area_px=64 * 64)
     verdict = timed_verdict(OffByFour("a", 0, [0.0], limits), ClockedBackend("b", 0, [0.0], limits))
