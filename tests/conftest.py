@@ -56,7 +56,7 @@ def tiny_bundle(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> P
     from msan_export.bundle import deploy
     from msan_export.engine import EngineSpec
     from msan_export.parity import sample_cases
-    from msan_export.targets import capabilities_named
+    from msan_runtime.targets import capabilities_named
 
     folder = tmp_path_factory.mktemp("bundle") / "tiny"
     return deploy(tiny, folder, EngineSpec(capabilities=capabilities_named("rtx30")), sample_cases()).folder

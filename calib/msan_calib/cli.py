@@ -12,6 +12,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from msan_runtime.errors import MsanError
+from msan_runtime.targets import FP8_CARDS, capabilities_named
 
 if TYPE_CHECKING:
     from msan_calib.calibrate import CalibratedGraph
@@ -22,8 +23,6 @@ __all__ = ["decibels", "register"]
 
 screen = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
-
-FP8_CAPABILITIES = "sm_89 (RTX 40), sm_90 (H100, with classic TensorRT), sm_120 (RTX 50), sm_121 (DGX Spark)"
 
 ModelArgument = Annotated[
     Path, typer.Argument(help="FP32 ONNX file from one picture to one picture.", metavar="MODEL.onnx")
@@ -46,6 +45,14 @@ class _Calibrate(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         known = {*self.list_commands(ctx), "--help"}
         return super().parse_args(ctx, args if not args or args[0] in known else ["types", *args])
+
+    def get_help(self, ctx: Any) -> str:
+        """The group's help, and that of ``types``, whose name may be left out."""
+        types_command = self.get_command(ctx, "types")
+        if types_command is None:
+            return super().get_help(ctx)
+        inner = types_command.context_class(types_command, info_name="types", parent=ctx)
+        return f"{super().get_help(ctx)}\n\n{types_command.get_help(inner)}"
 
 
 def register(app: typer.Typer) -> None:
@@ -73,7 +80,7 @@ def types(
         Literal["minmax", "percentile", "entropy", "mse"], typer.Option(help="Where INT8 activations are clipped.")
     ] = "mse",
     gpu: Annotated[
-        str | None, typer.Option(help="Compute capabilities to be built for, sm_86 form; FP8 is refused before sm_89.")
+        str | None, typer.Option(help="GPUs to be built for (names: msan build --gpu list); not all have FP8.")
     ] = None,
     samples: SamplesOption = None,
     count: CountOption = 16,
@@ -169,14 +176,9 @@ def decibels(text: str) -> float:
 
 def _refuse_fp8(gpu: str) -> None:
     """FP8 needs compute capability 8.9 or later."""
-    import re
-
-    for name in gpu.split(","):
-        match = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", name.strip().lower())
-        if match is None:
-            raise MsanError(f"a compute capability has the form sm_89, not {name.strip()!r}")
-        if (int(match.group(1)), int(match.group(2))) < (8, 9):
-            raise MsanError(f"{name.strip()} has no FP8. These have: {FP8_CAPABILITIES}. Use --precision int8")
+    old = [capability.sm for capability in capabilities_named(gpu) if not capability.has_fp8]
+    if old:
+        raise MsanError(f"{', '.join(old)} has no FP8. {FP8_CARDS}. Use --precision int8")
 
 
 def _print_result(result: CalibratedGraph) -> None:

@@ -11,9 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from msan_export.targets import DEFAULT_GPUS, capabilities_named, describe_targets
 from msan_runtime.attention import DEFAULT_ATTENTION, Attention
 from msan_runtime.errors import MsanError
+from msan_runtime.targets import DEFAULT_GPUS, capabilities_named, describe_targets
 
 if TYPE_CHECKING:
     from msan_export.engine import Engine, EngineSpec, Flavour, OnPhase

@@ -19,12 +19,12 @@ from typing import Any, Literal
 import onnx
 
 from msan_export.artifact import Precision, TypeClaims, claims_of, metadata_of
-from msan_export.targets import Capability
 from msan_runtime.atomic import write_bytes, write_text
 from msan_runtime.attention import GLOBAL, TOKEN_PX, Attention
 from msan_runtime.contract import INPUT_NAME
 from msan_runtime.errors import CheckFailedError, MissingExtraError, MsanError
 from msan_runtime.manifest import EngineEntry, Profile
+from msan_runtime.targets import FP8_CARDS, Capability
 
 __all__ = [
     "DEFAULT_PROFILE",
@@ -67,8 +67,6 @@ HEAVY_LAYERS = {
 }
 
 QUANTIZED: tuple[Precision, ...] = ("int8", "fp8")
-FP8_LEAST = (8, 9)
-"""The first compute capability with FP8."""
 
 OnPhase = Callable[[str, float], None]
 """Called with a phase of the build and the share of its steps done, 0 to 1."""
@@ -226,11 +224,10 @@ def refuse_cards(spec: EngineSpec, precision: Precision) -> None:
     Raises:
         BuildError: naming the cards that have none, and those that do.
     """
-    old = [capability.sm for capability in spec.capabilities if (capability.major, capability.minor) < FP8_LEAST]
+    old = [capability.sm for capability in spec.capabilities if not capability.has_fp8]
     if precision == "fp8" and old:
         raise BuildError(
-            f"{', '.join(old)} has no FP8: it needs sm_89 or later (RTX 40, RTX 50, H100). "
-            "Build for --gpu rtx40,rtx50, or calibrate with --precision int8"
+            f"{', '.join(old)} has no FP8. {FP8_CARDS}. Use --gpu rtx40,rtx50, or calibrate with --precision int8"
         )
 
 

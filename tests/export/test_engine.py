@@ -13,10 +13,10 @@ from msan.checkpoint import Checkpoint
 from msan.spec import ModelSpec
 from msan_export.engine import BuildError, EngineSpec, build_engine, save_engine
 from msan_export.onnx import export_onnx
-from msan_export.targets import capabilities_named
 from msan_runtime.attention import Attention
 from msan_runtime.errors import BundleError, CheckFailedError, MissingExtraError
 from msan_runtime.manifest import Profile
+from msan_runtime.targets import capabilities_named
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no wheel for this machine")
 

@@ -21,11 +21,11 @@ from msan_export.bundle import deploy
 from msan_export.engine import EngineSpec
 from msan_export.parity import ParityReport, sample_cases, verify_bundle
 from msan_export.report import parity_json
-from msan_export.targets import capabilities_named
 from msan_export.thresholds import FLOAT_FP32
 from msan_runtime.attention import Attention
 from msan_runtime.errors import BundleError
 from msan_runtime.manifest import BundleFile, load_manifest, save_manifest
+from msan_runtime.targets import capabilities_named
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_closing_a_stream_early_leaves_the_backend_usable() -> None:
 
 def test_tiles_that_share_a_run_give_what_single_tiles_give() -> None:
     from msan_export.engine import EngineSpec, build_engine, engine_entry
-    from msan_export.targets import capabilities_named
+    from msan_runtime.targets import capabilities_named
 
     bundle = open_bundle()
     graph = bundle.graph(prefer=("fp16",))

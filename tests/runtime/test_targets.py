@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from msan_export.targets import TargetError, capabilities_named, describe_targets
+from msan_runtime.targets import TargetError, capabilities_named, describe_targets
 
 
 @pytest.mark.parametrize(

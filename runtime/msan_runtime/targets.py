@@ -8,9 +8,19 @@ from dataclasses import dataclass
 
 from msan_runtime.errors import MsanError
 
-__all__ = ["DEFAULT_GPUS", "FAMILIES", "Capability", "TargetError", "capabilities_named", "describe_targets"]
+__all__ = [
+    "DEFAULT_GPUS",
+    "FAMILIES",
+    "FP8_CARDS",
+    "Capability",
+    "TargetError",
+    "capabilities_named",
+    "describe_targets",
+]
 
 DEFAULT_GPUS = "rtx30,rtx40,rtx50"
+
+FP8_CARDS = "It needs sm_89 or later: RTX 40, RTX 50, H100, DGX Spark"
 
 
 class TargetError(MsanError):
@@ -31,6 +41,11 @@ class Capability:
     def sm(self) -> str:
         """``sm_86`` form."""
         return f"sm_{self.major}{self.minor}"
+
+    @property
+    def has_fp8(self) -> bool:
+        """Whether its tensor cores multiply FP8: from 8.9 on."""
+        return (self.major, self.minor) >= (8, 9)
 
 
 SM75, SM80, SM86, SM89, SM90, SM120, SM121 = (
