@@ -45,6 +45,7 @@ class PictureNetwork:
         layout: of both.
         dtype: of the input; float pictures run from 0 to ``peak``.
         channels: 1 or 3, of the input.
+        batch: that the graph fixes, else 1.
         height, width: if the graph fixes them.
         peak: what white is in the input and in the output.
     """
@@ -56,6 +57,7 @@ class PictureNetwork:
     layout: Layout
     dtype: str
     channels: int
+    batch: int
     height: int | None
     width: int | None
     peak: float
@@ -66,13 +68,14 @@ class PictureNetwork:
         return _opset(self.model)
 
     def feed(self, picture: PictureArray) -> npt.NDArray[Any]:
-        """A batch of one for the graph, from uint8 H×W×3; cut and padded by edge replication to a fixed size."""
+        """A batch for the graph, from uint8 H×W×3; cut and padded by edge replication to a fixed size, and repeated."""
         height, width = self.height or picture.shape[0], self.width or picture.shape[1]
         fitted = pad_to(picture[:height, :width], height, width)
         if self.channels == 1:
             fitted = np.round(fitted @ np.array([0.299, 0.587, 0.114]))[:, :, None].astype(np.uint8)
         scaled = fitted if self.dtype == "uint8" else (fitted * (self.peak / 255)).astype(self.dtype)
-        return np.ascontiguousarray(scaled[None] if self.layout == "NHWC" else scaled.transpose(2, 0, 1)[None])
+        laid_out = scaled if self.layout == "NHWC" else scaled.transpose(2, 0, 1)
+        return np.ascontiguousarray(np.broadcast_to(laid_out, (self.batch, *laid_out.shape)))
 
     def picture(self, output: npt.NDArray[Any]) -> FloatArray:
         """The output as H×W×C in 0 to 1."""
@@ -125,6 +128,7 @@ def network_of(
         layout=layout,
         dtype=dtype,
         channels=channels,
+        batch=shape[0] or 1,
         height=height,
         width=width,
         peak=255.0 if dtype == "uint8" else (peak or 1.0),

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from msan_calib.network import CalibrationError, PictureNetwork
+from msan_calib.network import PictureNetwork
 from msan_calib.samples import Sample
 from msan_calib.walk import NodeRunner, Walker
 
@@ -24,7 +24,7 @@ class Quality:
 
     Attributes:
         psnr_db: PSNR against the FP32 picture; infinite if equal, NaN if a value is not finite.
-        truth_db: PSNR against the sharp picture; empty if none are known.
+        truth_db: PSNR against the sharp picture; empty if none are known, or of another size.
     """
 
     psnr_db: tuple[float, ...]
@@ -84,8 +84,9 @@ class Evaluator:
         if not all(sample.sharp is not None for sample in self.samples):
             return ()
         sharp = [self.network.picture(self.network.feed(s.sharp)) for s in self.samples if s.sharp is not None]
+        # A network that changes the size of pictures has another truth than the samples know.
         if any(ours.shape != theirs.shape for ours, theirs in zip(pictures, sharp, strict=True)):
-            raise CalibrationError("the network changes the size of pictures: give samples without targets")
+            return ()
         return tuple(psnr_db(np.clip(ours, 0, 1), theirs) for ours, theirs in zip(pictures, sharp, strict=True))
 
 

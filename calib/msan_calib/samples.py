@@ -144,15 +144,19 @@ def choose_samples(folder: Path | None = None, options: SampleOptions | None = N
 
 
 def _files(folder: Path) -> list[_File]:
+    try:
+        return _listed(folder)
+    except OSError as error:
+        raise CalibrationError(f"cannot read the samples in {folder}: {error.strerror or error}") from error
+
+
+def _listed(folder: Path) -> list[_File]:
     if not folder.is_dir():
         raise CalibrationError(f"no folder of samples at {folder}")
     named = ((folder / blurred, folder / sharp) for blurred, sharp in PAIR_FOLDERS)
     pairs = next(((one, other) for one, other in named if one.is_dir() and other.is_dir()), None)
     root = pairs[0] if pairs else folder
-    try:
-        found = find_pictures(root)
-    except OSError as error:
-        raise CalibrationError(f"cannot read the samples in {root}: {error.strerror or error}") from error
+    found = find_pictures(root)
     if not found:
         raise CalibrationError(f"no JPEG, PNG, WebP or TIFF picture in {root}: give another folder with --samples")
     if pairs is None:

@@ -32,6 +32,14 @@ def test_a_fixed_size_is_kept_to() -> None:
     assert network.feed(np.zeros((24, 64, 3), np.uint8)).shape == (1, 3, 32, 40)
 
 
+def test_a_fixed_batch_is_filled() -> None:
+    model = plain_graph()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    feed = network_of(model).feed(np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3))
+    assert feed.shape == (4, 3, 8, 8)
+    assert np.array_equal(feed[0], feed[3])
+
+
 def test_older_opsets_are_converted_and_very_old_ones_refused() -> None:
     assert network_of(plain_graph(opset=15)).opset == 21
     with pytest.raises(CalibrationError, match="has opset 11: export it with opset 13 or later"):

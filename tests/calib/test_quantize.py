@@ -139,6 +139,21 @@ def test_the_frontier_grows_with_the_budget(pictures: Pictures) -> None:
     assert shares[-1] > 0.8
 
 
+def test_a_network_that_enlarges_pictures_is_judged_without_their_truth(pictures: Pictures) -> None:
+    model = plain_graph()
+    output = model.graph.node[-1]
+    output.output[0] = "small"
+    scales = numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "twice")
+    model.graph.initializer.append(scales)
+    model.graph.node.append(onnx.helper.make_node("Resize", ["small", "", "twice"], ["out"], name="enlarge"))
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    for name in ("n", "c", "h2", "w2"):
+        model.graph.output[0].type.tensor_type.shape.dim.add().dim_param = name
+    result = calibrate(network_of(model), sample_set(pictures), CalibrationOptions(precision="int8", budget_db=3.0))
+    assert result.choice is not None
+    assert not result.choice.truth_known
+
+
 @pytest.mark.parametrize("budget", [0.0, -0.1, math.nan, math.inf])
 def test_a_budget_is_above_zero(budget: float) -> None:
     with pytest.raises(CalibrationError, match="a budget is more than 0 dB"):
