@@ -221,7 +221,7 @@ def test_another_image_contract_is_refused() -> None:
         manifest(contract_version=2)
 
 
-@pytest.mark.parametrize("change", [{"precision": "int8"}, {"io": "bfloat16"}])
+@pytest.mark.parametrize("change", [{"precision": "int4"}, {"io": "bfloat16"}])
 def test_a_graph_of_unknown_type_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(BundleError, match=next(iter(change.values()))):
         dataclasses.replace(manifest().graphs[0], **change)
