@@ -23,6 +23,7 @@ from msan_export.engine import ENGINE_SUFFIX, EngineSpec, OnPhase, build_engine,
 from msan_export.onnx import float16_from_float32, onnx_from_checkpoint
 from msan_export.parity import Case, ParityReport, verify_bundle
 from msan_export.report import parity_json
+from msan_export.self_test import write_self_test
 from msan_runtime.atomic import write_bytes, write_text
 from msan_runtime.attention import DEFAULT_ATTENTION, Attention
 from msan_runtime.contract import CONTRACT_VERSION
@@ -107,7 +108,10 @@ def deploy(
         write_bytes(stage / entry.path, engine.data)
         write_text(stage / f"{entry.path}.json", engine_json(engine, entry))
         told = {**decided, **(provenance or {})}
-        manifest = replace(_manifest(checkpoint, stage, graphs, entry, told), attention=str(attention))
+        test = write_self_test(checkpoint, stage, spec.profile, attention)
+        manifest = _manifest(checkpoint, stage, graphs, entry, told)
+        files = (*manifest.files, describe_file(stage, test.blurred), describe_file(stage, test.deblurred))
+        manifest = replace(manifest, attention=str(attention), self_test=test, files=files)
         save_manifest(manifest, stage)
         say(f"verifying against PyTorch on {len(cases)} pictures")
         report = replace(verify_bundle(checkpoint, stage, cases), bundle=folder.name)

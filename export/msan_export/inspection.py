@@ -21,8 +21,8 @@ from msan_calib.network import CalibrationError
 from msan_calib.policy import FlopCounter
 from msan_calib.walk import Walker
 from msan_export.artifact import claims_of, metadata_of
-from msan_export.engine import MODULES, LayerType, silent_logger
 from msan_runtime.backends import rtx
+from msan_runtime.engines.building import MODULES, LayerType, silent_logger
 from msan_runtime.errors import MsanError
 from msan_runtime.manifest import MANIFEST_NAME, Manifest, load_manifest, read_checked
 

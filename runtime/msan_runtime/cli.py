@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from msan_runtime.commands.bench import bench
+from msan_runtime.commands.cache import cache_app
 from msan_runtime.commands.deblur import deblur
 from msan_runtime.commands.screen import GroupedCommand, errors, printable
 from msan_runtime.errors import MissingExtraError, MsanError
@@ -83,13 +84,16 @@ def root(
 
 app.command("deblur", cls=GroupedCommand)(deblur)
 app.command("bench", cls=GroupedCommand)(bench)
+app.add_typer(cache_app, name="cache")
 
 
 class _NoteHandler(logging.Handler):
     """Prints what the library logs, for example why a faster backend is not used."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        errors.print(f"note: {printable(record.getMessage())}", style="dim")
+        serious = record.levelno >= logging.ERROR
+        word, style = ("warning", "bold yellow") if serious else ("note", "dim")
+        errors.print(f"{word}: {printable(record.getMessage())}", style=style)
 
 
 def _fail(message: str, exit_code: int) -> None:

@@ -63,6 +63,7 @@ class Deblurrer:
         tile: tuple[int, int] | None = None,
         overlap_px: int | None = None,
         memory_bytes: int | None = None,
+        rebuild: bool = True,
     ) -> Self:
         """Load a bundle.
 
@@ -75,6 +76,9 @@ class Deblurrer:
             overlap_px: least overlap of neighbouring tiles; see docs/tiles.md for the default.
             memory_bytes: what one run of the network may take beside the process, the weights and the
                 pictures. If left out, 1 GiB, and for a native engine what its largest tile takes.
+            rebuild: whether an engine that does not fit this machine's GPU, driver and TensorRT is built again from
+                the bundle's graph. That takes seconds, here and never while pictures run, and is kept for the next
+                time.
 
         Raises:
             BundleError: if the bundle is missing, damaged or of an unknown schema.
@@ -82,7 +86,7 @@ class Deblurrer:
             ContractError: if the backend does not take such tiles, or they cannot overlap so much.
         """
         opened = open_bundle(bundle)
-        selection = select_backend(opened, backend, memory_bytes=memory_bytes)
+        selection = select_backend(opened, backend, memory_bytes=memory_bytes, rebuild=rebuild)
         try:
             return cls(opened, selection, tile=tile, overlap_px=overlap_px, memory_bytes=memory_bytes)
         except BaseException:

@@ -7,10 +7,12 @@ __all__ = [
     "BundleError",
     "CheckFailedError",
     "ContractError",
+    "EngineUnfitError",
     "MissingExtraError",
     "MsanError",
     "OutOfMemoryError",
     "PictureError",
+    "SelfTestError",
 ]
 
 
@@ -42,6 +44,14 @@ class BackendError(MsanError):
 
 class OutOfMemoryError(BackendError):
     """The device's memory did not suffice for a run. Smaller tiles may do."""
+
+
+class EngineUnfitError(BackendError):
+    """An engine that does not run on this machine, where one built from its graph may."""
+
+
+class SelfTestError(BackendError):
+    """A backend that does not give the picture that the bundle says it must give."""
 
 
 class MissingExtraError(MsanError):

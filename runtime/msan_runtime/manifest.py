@@ -28,6 +28,7 @@ __all__ = [
     "GraphEntry",
     "Manifest",
     "Profile",
+    "SelfTest",
     "describe_file",
     "load_manifest",
     "read_checked",
@@ -35,7 +36,9 @@ __all__ = [
 ]
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_SCHEMAS = (1, 2)
+"""Schema 1 has no self-test."""
 
 FLAVOURS = ("tensorrt-rtx", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "int8", "fp8")
@@ -120,6 +123,18 @@ class EngineEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SelfTest:
+    """A picture that the network must give: PNG files of the bundle, RGB with 8 bits, equal in size.
+
+    Attributes:
+        blurred, deblurred: paths; ``deblurred`` is what PyTorch gives in FP32.
+    """
+
+    blurred: str
+    deblurred: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a bundle holds and where it came from.
 
@@ -133,6 +148,7 @@ class Manifest:
         provenance: checkpoint file and hash, date, command, licence.
         attention: of all graphs and engines, ``global`` or ``window:SIZE`` (:class:`msan_runtime.attention.Attention`);
             manifests of before it existed have none and are ``global``.
+        self_test: what every backend must give before it is used; manifests of schema 1 have none.
     """
 
     name: str
@@ -144,6 +160,7 @@ class Manifest:
     versions: Mapping[str, str]
     provenance: Mapping[str, str]
     attention: str = "global"
+    self_test: SelfTest | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -157,9 +174,11 @@ class Manifest:
                 "Use the msan that made it, or deploy the checkpoint again"
             )
         listed = {file.path for file in self.files}
-        for entry in (*self.graphs, *self.engines):
-            if entry.path not in listed:
-                raise BundleError(f"the manifest runs {entry.path} but does not list its hash")
+        runs = [entry.path for entry in (*self.graphs, *self.engines)]
+        tests = [] if self.self_test is None else [self.self_test.blurred, self.self_test.deblurred]
+        for path in (*runs, *tests):
+            if path not in listed:
+                raise BundleError(f"the manifest uses {path} but does not list its hash")
 
     def file(self, path: str) -> BundleFile:
         """The entry of the file at ``path``."""
@@ -222,8 +241,10 @@ def read_checked(folder: Path, file: BundleFile) -> bytes:
 
 def _parse(body: dict[str, Any], path: Path) -> Manifest:
     version = body.pop("schema_version", None)
-    if version != SCHEMA_VERSION:
-        raise BundleError(f"{path} has schema version {version!r}, this msan reads {SCHEMA_VERSION}. Upgrade msan")
+    if type(version) is not int or version not in READABLE_SCHEMAS:
+        newer = isinstance(version, int) and version > SCHEMA_VERSION
+        step = "Upgrade msan" if newer else "Deploy the checkpoint again"
+        raise BundleError(f"{path} has schema version {version!r}, this msan reads 1 to {SCHEMA_VERSION}. {step}")
     digest = body.pop("manifest_sha256", None)
     if digest != _digest({"schema_version": version, **body}):
         raise BundleError(f"{path} was changed since the bundle was made. Deploy the checkpoint again")
@@ -231,7 +252,10 @@ def _parse(body: dict[str, Any], path: Path) -> Manifest:
         graphs = tuple(_built(GraphEntry, entry) for entry in _each(body, "graphs"))
         engines = tuple(_engine(entry) for entry in _each(body, "engines"))
         files = tuple(_built(BundleFile, entry) for entry in _each(body, "files"))
-        return _built(Manifest, {**body, "graphs": graphs, "engines": engines, "files": files})
+        test = body.get("self_test")
+        self_test = None if test is None else _built(SelfTest, test)
+        parts = {"graphs": graphs, "engines": engines, "files": files, "self_test": self_test}
+        return _built(Manifest, {**body, **parts})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{path} does not follow schema {SCHEMA_VERSION}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from msan_runtime.backends.openvino import OpenVinoBackend, OpenVinoName, open_o
 from msan_runtime.backends.openvino import unavailable as openvino_unavailable
 from msan_runtime.bundle import Bundle
 from msan_runtime.cache import cache_folder
-from msan_runtime.errors import BackendError, BundleError, MsanError
+from msan_runtime.engines.rebuilding import entry_for, rebuilt_engine, this_gpu
+from msan_runtime.errors import BackendError, BundleError, EngineUnfitError, MsanError, SelfTestError
 from msan_runtime.manifest import EngineEntry, GraphEntry
 from msan_runtime.memory import engine_limits_within, tile_limits_within
+from msan_runtime.self_test import pass_self_test
 
 __all__ = ["BACKENDS", "BackendName", "Selection", "open_float_backend", "select_backend"]
 
@@ -41,32 +44,51 @@ class Selection:
     passed_over: tuple[str, ...]
 
 
-def select_backend(bundle: Bundle, name: str = "auto", *, memory_bytes: int | None = None) -> Selection:
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """What is asked of a backend: bytes for a run, whether an engine may be built, whether it is tested first."""
+
+    memory_bytes: int | None
+    rebuild: bool
+    self_test: bool
+
+
+def select_backend(
+    bundle: Bundle, name: str = "auto", *, memory_bytes: int | None = None, rebuild: bool = True, self_test: bool = True
+) -> Selection:
     """Open the backend called ``name``; for ``auto`` the first of ``BACKENDS`` that works here.
 
-    ``memory_bytes`` bounds the tiles; if left out, ``DEFAULT_MEMORY_BYTES`` where an ONNX graph is run, and an
-    engine's profile alone where one is run.
     With ``auto`` the backends passed over and their reasons are logged as one warning: a machine
     with an NVIDIA GPU that ends up on the CPU says why. A name means that backend or an error.
+
+    Args:
+        bundle: what to run.
+        name: ``auto``, or one of ``BACKENDS``.
+        memory_bytes: bounds the tiles; if left out, ``DEFAULT_MEMORY_BYTES`` where an ONNX graph is run, and an
+            engine's profile alone where one is run.
+        rebuild: whether an engine that does not fit this machine is built again from the bundle's graph, which takes
+            seconds the first time (:mod:`msan_runtime.engines.rebuilding`).
+        self_test: whether a backend must first give the picture of the bundle's self-test.
 
     Raises:
         BackendError: for an unknown name, or if the backend asked for (or every one) cannot run.
     """
     if name != "auto" and name not in BACKENDS:
         raise BackendError(f"no backend {name!r}. There are: auto, {', '.join(BACKENDS)}")
+    wanted = _Wanted(memory_bytes=memory_bytes, rebuild=rebuild, self_test=self_test)
+    if name != "auto":
+        return Selection(backend=_named(name, bundle, wanted), passed_over=())
     passed_over: list[str] = []
-    for candidate in BACKENDS if name == "auto" else (name,):
-        result = _try(candidate, bundle, memory_bytes)
-        if name == "auto" and isinstance(result, OpenVinoBackend):
-            result = _if_it_wins(result, bundle, memory_bytes)
+    for candidate in BACKENDS:
+        result = _try(candidate, bundle, wanted)
+        if isinstance(result, OpenVinoBackend):
+            result = _if_it_wins(result, bundle, wanted)
         if isinstance(result, Backend):
             if passed_over:
                 logger.warning("running on %s, since %s", result.name, "; ".join(passed_over))
             return Selection(backend=result, passed_over=tuple(passed_over))
         passed_over.append(f"{candidate}: {result}")
-    if name == "auto":
-        raise BackendError("no backend can run this bundle here. " + "; ".join(passed_over))
-    raise BackendError(f"backend {passed_over[0]}")
+    raise BackendError("no backend can run this bundle here. " + "; ".join(passed_over))
 
 
 def open_float_backend(bundle: Bundle, running: str, *, memory_bytes: int | None = None) -> Backend:
@@ -93,25 +115,44 @@ def open_float_backend(bundle: Bundle, running: str, *, memory_bytes: int | None
     return ort.open_ort(bundle.read(entry.path), name, limits=limits, io="float32")
 
 
-def _try(name: str, bundle: Bundle, memory_bytes: int | None) -> Backend | str:
+def _named(name: str, bundle: Bundle, wanted: _Wanted) -> Backend:
+    """The backend of that name and no other."""
+    result = _try(name, bundle, wanted)
+    if isinstance(result, Backend):
+        return result
+    kind = type(result) if isinstance(result, BackendError) else BackendError
+    raise kind(f"backend {name}: {result}") from result
+
+
+def _try(name: str, bundle: Bundle, wanted: _Wanted) -> Backend | MsanError:
     """The open backend, or the reason why not."""
     try:
-        return _OPENERS[name](bundle, memory_bytes)
+        backend, precision = _OPENERS[name](bundle, wanted)
     except MsanError as error:
-        return str(error)
+        return error
+    if not wanted.self_test:
+        return backend
+    try:
+        pass_self_test(backend, bundle, precision=precision)
+    except MsanError as error:
+        backend.close()
+        if isinstance(error, SelfTestError):
+            logger.error("%s %s", name, error)
+        return error
+    return backend
 
 
-def _if_it_wins(backend: OpenVinoBackend, bundle: Bundle, memory_bytes: int | None) -> Backend | str:
+def _if_it_wins(backend: OpenVinoBackend, bundle: Bundle, wanted: _Wanted) -> Backend | str:
     """``backend``, or why not: slower than FP32 in another on this machine, or astray. Found once, then remembered."""
     graph = _graph(bundle, CPU_PRECISIONS)
     sha256 = bundle.manifest.file(graph.path).sha256
     conditions = contest_conditions(backend.name, sha256, ("openvino", "onnxruntime"))
     verdict = recall_verdict(conditions)
     if verdict is None:
-        rival = _try("ort-cpu", bundle, memory_bytes)
-        if isinstance(rival, str) and backend.name == "openvino-bf16":
-            rival = _try("openvino", bundle, memory_bytes)
-        if isinstance(rival, str):
+        rival = _try("ort-cpu", bundle, wanted)
+        if isinstance(rival, MsanError) and backend.name == "openvino-bf16":
+            rival = _try("openvino", bundle, wanted)
+        if isinstance(rival, MsanError):
             return backend
         try:
             with rival:
@@ -126,24 +167,22 @@ def _if_it_wins(backend: OpenVinoBackend, bundle: Bundle, memory_bytes: int | No
     return str(verdict)
 
 
-def _open_ort(bundle: Bundle, memory_bytes: int | None, name: ort.OrtName, prefer: tuple[str, ...]) -> Backend:
+Opened = tuple[Backend, str]
+"""A backend, and the precision of the graph or engine that it runs."""
+
+
+def _open_ort(bundle: Bundle, wanted: _Wanted, name: ort.OrtName, prefer: tuple[str, ...]) -> Opened:
     _require(ort.unavailable(name))
-    limits = tile_limits_within(bundle.manifest, memory_bytes)
-    return ort.open_ort(bundle.read(_graph(bundle, prefer).path), name, limits=limits)
+    limits = tile_limits_within(bundle.manifest, wanted.memory_bytes)
+    graph = _graph(bundle, prefer)
+    return ort.open_ort(bundle.read(graph.path), name, limits=limits), graph.precision
 
 
-def _open_ort_cpu(bundle: Bundle, memory_bytes: int | None) -> Backend:
-    return _open_ort(bundle, memory_bytes, "ort-cpu", CPU_PRECISIONS)
-
-
-def _open_ort_cuda(bundle: Bundle, memory_bytes: int | None) -> Backend:
-    return _open_ort(bundle, memory_bytes, "ort-cuda", ("fp16", "fp32"))
-
-
-def _open_openvino(bundle: Bundle, memory_bytes: int | None, name: OpenVinoName = "openvino") -> Backend:
+def _open_openvino(bundle: Bundle, wanted: _Wanted, name: OpenVinoName) -> Opened:
     _require(openvino_unavailable(name))
-    limits = tile_limits_within(bundle.manifest, memory_bytes)
-    return open_openvino(bundle.read(_graph(bundle, CPU_PRECISIONS).path), name, limits=limits)
+    limits = tile_limits_within(bundle.manifest, wanted.memory_bytes)
+    graph = _graph(bundle, CPU_PRECISIONS)
+    return open_openvino(bundle.read(graph.path), name, limits=limits), graph.precision
 
 
 def _graph(bundle: Bundle, prefer: tuple[str, ...]) -> GraphEntry:
@@ -153,29 +192,40 @@ def _graph(bundle: Bundle, prefer: tuple[str, ...]) -> GraphEntry:
     return graph
 
 
-def _open_rtx(bundle: Bundle, memory_bytes: int | None) -> Backend:
+def _open_rtx(bundle: Bundle, wanted: _Wanted) -> Opened:
     from msan_runtime.backends import rtx
 
     _require(rtx.unavailable())
-    entry = _engine(bundle, "tensorrt-rtx", "TensorRT-RTX engine (add one with msan deploy --gpu)")
-    kernels = cache_folder() / "kernels" / f"{bundle.manifest.file(entry.path).sha256}.bin"
-    backend = rtx.open_rtx(bundle.read(entry.path), entry, jit_cache=kernels)
-    return _bounded(backend, bundle, entry, memory_bytes)
+
+    def opened(engine: bytes, entry: EngineEntry) -> Backend:
+        kernels = cache_folder() / "kernels" / f"{hashlib.sha256(engine).hexdigest()[:32]}.kernels"
+        return rtx.open_rtx(engine, entry, jit_cache=kernels)
+
+    return _open_engine(bundle, "tensorrt-rtx", wanted, opened)
 
 
-def _open_tensorrt(bundle: Bundle, memory_bytes: int | None) -> Backend:
+def _open_tensorrt(bundle: Bundle, wanted: _Wanted) -> Opened:
     from msan_runtime.backends import trt
 
     _require(trt.unavailable())
-    entry = _engine(bundle, "tensorrt", "TensorRT engine (add one with msan deploy --flavour tensorrt)")
-    return _bounded(trt.open_tensorrt(bundle.read(entry.path), entry), bundle, entry, memory_bytes)
+    return _open_engine(bundle, "tensorrt", wanted, trt.open_tensorrt)
 
 
-def _engine(bundle: Bundle, flavour: str, what: str) -> EngineEntry:
+def _open_engine(
+    bundle: Bundle, flavour: str, wanted: _Wanted, opened: Callable[[bytes, EngineEntry], Backend]
+) -> Opened:
+    """The bundle's engine of ``flavour``, or one built from its graph where that does not fit this machine."""
     entry = bundle.engine(flavour)
-    if entry is None:
-        raise BackendError(f"the bundle has no {what}")
-    return entry
+    try:
+        if entry is None:
+            raise EngineUnfitError(f"the bundle has no {flavour} engine (add one with msan deploy --flavour {flavour})")
+        backend = opened(bundle.read(entry.path), entry)
+    except EngineUnfitError as error:
+        if not wanted.rebuild:
+            raise
+        engine, entry = rebuilt_engine(bundle, entry_for(bundle, flavour), this_gpu(), reason=str(error))
+        backend = opened(engine, entry)
+    return _bounded(backend, bundle, entry, wanted.memory_bytes), entry.precision
 
 
 def _bounded(backend: Backend, bundle: Bundle, entry: EngineEntry, memory_bytes: int | None) -> Backend:
@@ -194,11 +244,11 @@ def _require(problem: str | None) -> None:
         raise BackendError(problem)
 
 
-_OPENERS: dict[str, Callable[[Bundle, int | None], Backend]] = {
+_OPENERS: dict[str, Callable[[Bundle, _Wanted], Opened]] = {
     "rtx": _open_rtx,
     "tensorrt": _open_tensorrt,
-    "ort-cuda": _open_ort_cuda,
+    "ort-cuda": partial(_open_ort, name="ort-cuda", prefer=("fp16", "fp32")),
     "openvino-bf16": partial(_open_openvino, name="openvino-bf16"),
-    "openvino": _open_openvino,
-    "ort-cpu": _open_ort_cpu,
+    "openvino": partial(_open_openvino, name="openvino"),
+    "ort-cpu": partial(_open_ort, name="ort-cpu", prefer=CPU_PRECISIONS),
 }

@@ -87,7 +87,7 @@ def test_a_manifest_is_plain_json_for_people(saved: Path) -> None:
     text = (saved / MANIFEST_NAME).read_text(encoding="utf-8")
     assert "größe" in text
     body = json.loads(text)
-    assert body["schema_version"] == 1
+    assert body["schema_version"] == 2
     assert body["engines"][0]["profile"]["max"] == [4, 720, 1280]
 
 
@@ -138,11 +138,30 @@ def test_a_changed_value_is_noticed(saved: Path, tmp_path: Path, value: str) -> 
         load_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
-def test_an_unknown_schema_version_is_refused_by_its_number(edited: Callable[..., Path], version: object) -> None:
+@pytest.mark.parametrize(
+    ("version", "step"),
+    [(0, "Deploy the checkpoint again"), (3, "Upgrade msan"), ("1", "Deploy"), (None, "Deploy"), (True, "Deploy")],
+)
+def test_an_unknown_schema_version_is_refused_by_its_number(
+    edited: Callable[..., Path], version: object, step: str
+) -> None:
     folder = edited(lambda body: body.update(schema_version=version))
-    with pytest.raises(BundleError, match=f"schema version {version!r}.*Upgrade msan"):
+    with pytest.raises(BundleError, match=f"schema version {version!r}, this msan reads 1 to 2. {step}"):
         load_manifest(folder)
+
+
+def test_a_manifest_of_schema_1_is_read_and_has_no_self_test(edited: Callable[..., Path]) -> None:
+    def older(body: dict[str, Any]) -> None:
+        body.pop("self_test")
+        body.update(schema_version=1)
+
+    assert load_manifest(edited(older)).self_test is None
+
+
+def test_the_pictures_of_the_self_test_are_listed(edited: Callable[..., Path]) -> None:
+    test = {"blurred": "a.png", "deblurred": "b.png"}
+    with pytest.raises(BundleError, match=r"uses a\.png but does not list its hash"):
+        load_manifest(edited(lambda body: body.update(self_test=test)))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +186,7 @@ def test_an_unknown_schema_version_is_refused_by_its_number(edited: Callable[...
 def test_a_key_too_many_or_too_few_or_of_another_kind_is_refused(
     edited: Callable[..., Path], change: Callable[[dict[str, Any]], object]
 ) -> None:
-    with pytest.raises(BundleError, match="does not follow schema 1"):
+    with pytest.raises(BundleError, match="does not follow schema 2"):
         load_manifest(edited(change))
 
 

@@ -25,11 +25,17 @@ from msan_runtime.backends import cuda, rtx, trt
 from msan_runtime.backends._engine import diagnostics_in_words
 from msan_runtime.backends._trt import ATTENTION_AREA_PX, TrtBackend, tile_limits
 from msan_runtime.backends.cuda import GpuCuda, Lane, Staging, device_error, gpu_problem
+from msan_runtime.bundle import open_bundle
 from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME, PictureArray
 from msan_runtime.deblur import Deblurrer
-from msan_runtime.errors import BackendError, ContractError, OutOfMemoryError
+from msan_runtime.engines.kept import engines_folder
+from msan_runtime.engines.rebuilding import Target
+from msan_runtime.errors import BackendError, ContractError, EngineUnfitError, OutOfMemoryError
 from msan_runtime.manifest import EngineEntry, Profile, describe_file, load_manifest, save_manifest
 from msan_runtime.memory import tile_limits_within
+from msan_runtime.select import select_backend
+from msan_runtime.store import kept_in, recall
+from msan_runtime.targets import Capability
 
 PROFILE = Profile(min=(1, 16, 16), opt=(2, 32, 32), max=(2, 48, 64))
 ONE_BY_ONE = Profile(min=(1, 16, 16), opt=(1, 32, 32), max=(1, 48, 64))
@@ -311,6 +317,10 @@ class FakeEngine:
         return FakeContext(self.fake)
 
 
+BUNDLED = b"header and body"
+"""The engine that bundles are made with here."""
+
+
 class FakeRuntime:
     engine_header_size = 4
 
@@ -320,10 +330,12 @@ class FakeRuntime:
 
     def get_engine_validity(self, header: bytes) -> tuple[str, int]:
         assert len(header) == self.engine_header_size
-        return self.fake.validity
+        stale = self.fake.refuses == "gpu" and BUNDLED.startswith(header)
+        return ("invalid", 2) if stale else self.fake.validity
 
-    def deserialize_cuda_engine(self, _data: bytes) -> FakeEngine | None:
-        return FakeEngine(self.fake) if self.fake.loads else None
+    def deserialize_cuda_engine(self, data: bytes) -> FakeEngine | None:
+        stale = self.fake.refuses == "loads" and data == BUNDLED
+        return FakeEngine(self.fake) if self.fake.loads and not stale else None
 
 
 class FakeTrt:
@@ -345,6 +357,7 @@ class FakeTrt:
         self.cuda = device
         self.validity: tuple[str, int] = ("valid", 0)
         self.loads = self.takes_shapes = True
+        self.refuses = ""
         self.refusal = ""
         self.contexts = 100
         self.scratch_per_px = 4
@@ -380,7 +393,7 @@ def fake(device: FakeCuda) -> FakeTrt:
 def open_fake(fake: FakeTrt, *, jit_cache: Path | None = None, cuda_graphs: bool = True, **changes: Any) -> TrtBackend:
     return TrtBackend(
         trt=fake,
-        engine=b"header and body",
+        engine=BUNDLED,
         entry=engine_entry(**changes),
         name="rtx",
         cuda=fake.cuda,
@@ -689,10 +702,31 @@ def test_kernels_are_specialised_lazily(fake: FakeTrt) -> None:
 def test_compiled_kernels_are_kept(fake: FakeTrt, tmp_path: Path) -> None:
     cache = tmp_path / "jit" / "kernels.bin"
     open_fake(fake, jit_cache=cache).close()
-    assert cache.read_bytes() == b"kernels"
+    assert recall(cache) == b"kernels"
     assert fake.jit_read == []
     open_fake(fake, jit_cache=cache).close()
     assert fake.jit_read == [b"kernels"]
+
+
+def test_damaged_kernels_never_reach_tensorrt(fake: FakeTrt, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = tmp_path / "jit.kernels"
+    open_fake(fake, jit_cache=cache).close()
+    for damage in (cache.read_bytes()[:-1], cache.read_bytes() + b"x", b"garbage", b""):
+        cache.write_bytes(damage)
+        caplog.clear()
+        open_fake(fake, jit_cache=cache).close()
+        assert fake.jit_read == []
+        assert "damaged and was thrown away" in caplog.text
+        assert recall(cache) == b"kernels"
+
+
+def test_too_many_kernels_are_not_kept(
+    fake: FakeTrt, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msan_runtime.backends._engine.KERNELS_BYTES", 3)
+    open_fake(fake, jit_cache=tmp_path / "jit.kernels").close()
+    assert "too many" in caplog.text
+    assert not list(tmp_path.iterdir())
 
 
 def test_kernels_that_cannot_be_kept_are_a_warning(
@@ -700,7 +734,7 @@ def test_kernels_that_cannot_be_kept_are_a_warning(
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
     open_fake(fake, jit_cache=tmp_path / "file" / "kernels.bin").close()
-    assert "compiled kernels were not kept" in caplog.text
+    assert "was not kept for the next time" in caplog.text
 
 
 # In a bundle
@@ -714,16 +748,61 @@ def engine_bundle(bundle_folder: Path, fake: FakeTrt, monkeypatch: pytest.Monkey
         monkeypatch.setattr(module, "GpuCuda", lambda: fake.cuda)
     monkeypatch.setattr("msan_runtime.backends._trt.import_trt", lambda *_: fake)
 
-    def make(flavour: str = "tensorrt-rtx", profile: Profile = ONE_BY_ONE) -> Path:
-        (bundle_folder / "engine.rtx").write_bytes(b"header and body")
+    def make(flavour: str = "tensorrt-rtx", profile: Profile = ONE_BY_ONE, **changes: Any) -> Path:
+        (bundle_folder / "engine.rtx").write_bytes(BUNDLED)
         manifest = load_manifest(bundle_folder)
         spec = {"stages": 2, "base_channels": 16, "resblocks": 3, "attention": True}
-        entry = engine_entry(graph=manifest.graphs[0].path, flavour=flavour, profile=profile)
+        entry = engine_entry(graph=manifest.graphs[0].path, flavour=flavour, profile=profile, **changes)
         files = (*manifest.files, describe_file(bundle_folder, entry.path))
         save_manifest(dataclasses.replace(manifest, spec=spec, engines=(entry,), files=files), bundle_folder)
         return bundle_folder
 
     return make
+
+
+@pytest.mark.parametrize(
+    ("flavour", "fault"),
+    [("tensorrt-rtx", fault) for fault in ("release", "gpu", "loads")]
+    + [("tensorrt", "release"), ("tensorrt", "loads")],
+)
+def test_an_engine_that_does_not_fit_is_built_again_from_the_graph(
+    engine_bundle: Callable[..., Path],
+    fake: FakeTrt,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    flavour: str,
+    fault: str,
+) -> None:
+    """The real TensorRT-RTX builds; the fake, which takes any other bytes, stands for the GPU that runs them."""
+    tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("msan_runtime.engines.rebuilding.import_flavour", lambda _: fake)
+    monkeypatch.setattr("msan_runtime.engines.building.import_flavour", lambda _: tensorrt_rtx)
+    monkeypatch.setattr("msan_runtime.engines.building._set_capabilities", lambda *_: None)
+    gpu = Target(capability=Capability(major=8, minor=9), gpu_name="GeForce")
+    monkeypatch.setattr("msan_runtime.select.this_gpu", lambda: gpu)
+    fake.refuses = fault
+    folder = engine_bundle(flavour, LARGE, flavour_version="1.6.0" if fault == "release" else "1.7.1")
+    name = {"tensorrt-rtx": "rtx", "tensorrt": "tensorrt"}[flavour]
+    picture = random_tiles(40, 40, 3)
+    with pytest.raises(EngineUnfitError):
+        select_backend(open_bundle(folder), name, rebuild=False)
+    for built in (True, False):
+        caplog.clear()
+        with Deblurrer.load(folder, name) as deblurrer:
+            np.testing.assert_array_equal(deblurrer.deblur(picture), 255 - picture)
+        assert ("building an engine for sm_89" in caplog.text) is built
+    (engine,) = kept_in(engines_folder())
+    assert engine.about["for"].startswith("8.9")
+
+
+def test_an_engine_that_a_new_driver_would_take_is_not_built_again(
+    engine_bundle: Callable[..., Path], fake: FakeTrt
+) -> None:
+    fake.validity = ("invalid", 2 | 4)
+    with pytest.raises(BackendError, match="update the driver"):
+        Deblurrer.load(engine_bundle(), "rtx")
 
 
 LARGE = Profile(min=(1, 8, 8), opt=(1, 720, 1280), max=(1, 1920, 1920))
@@ -745,7 +824,7 @@ def test_kernels_compiled_for_a_bundle_are_there_in_the_next_process(
         with Deblurrer.load(engine_bundle(), "rtx") as deblurrer:
             deblurrer.deblur(random_tiles(16, 16, 3))
     assert fake.jit_read == [b"kernels"]
-    assert [path.read_bytes() for path in (tmp_path / "cache").rglob("*.bin")] == [b"kernels"]
+    assert [recall(path) for path in (tmp_path / "cache").rglob("*.kernels")] == [b"kernels"]
 
 
 @pytest.mark.parametrize("flavour", ["tensorrt-rtx", "tensorrt"])

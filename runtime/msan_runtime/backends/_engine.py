@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from msan_runtime.atomic import write_bytes
 from msan_runtime.backends.cuda import Cuda, device_error
 from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME
-from msan_runtime.errors import BackendError
+from msan_runtime.errors import BackendError, EngineUnfitError, OutOfMemoryError
 from msan_runtime.manifest import EngineEntry
+from msan_runtime.store import keep, recall, trim
 
 __all__ = ["TITLES", "NativeEngine", "Shape", "diagnostics_in_words"]
 
@@ -36,6 +37,12 @@ DIAGNOSTICS = (
     (64, "CUDA failed: check the GPU with nvidia-smi"),
 )
 """What each bit of TensorRT-RTX's EngineInvalidityDiagnostics means, and what to do."""
+
+BUILT_AGAIN = 1 | 2 | 32
+"""The bits that an engine built here and now would not have."""
+
+KERNELS_BYTES = 512 << 20
+"""Of all files of compiled kernels together; those used longest ago make room."""
 
 Shape = tuple[int, ...]
 """(batch, height, width, 3)."""
@@ -108,7 +115,9 @@ class NativeEngine:
         self._log.errors.clear()
         self._engine: Any = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
-            raise device_error(f"{self._title} cannot load {entry.path}: {self._reason()}. Build it again: msan build")
+            raise _unfit(
+                device_error(f"{self._title} cannot load {entry.path}: {self._reason()}. Build it again: msan build")
+            )
         _check_tensors(trt, self._engine, entry)
         self._config: Any = self._configured(jit_cache, cuda_graphs)
         self._context: Any = self._new_context()
@@ -239,7 +248,12 @@ class NativeEngine:
         # Captured by TensorRT-RTX itself once a shape's own kernels are there: one launch for some hundred.
         strategies = trt.CudaGraphStrategy
         config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if cuda_graphs else strategies.DISABLED
-        self._jit = _JitCache(config, jit_cache)
+        about = {
+            "for": self._cuda.device,
+            "compiled by": f"{self._title} {trt.__version__}",
+            "engine": self._entry.path,
+        }
+        self._jit = _JitCache(config, jit_cache, about)
         return config
 
     def _reason(self) -> str:
@@ -258,41 +272,43 @@ class _JitCache:
     Contexts share them in memory; with ``path`` they are kept in that file for other processes.
     """
 
-    def __init__(self, config: Any, path: Path | None) -> None:
+    def __init__(self, config: Any, path: Path | None, about: Mapping[str, str]) -> None:
         self._path = path
+        self._about = about
         self._cache = config.create_runtime_cache()
-        self._saved = b"" if path is None else _read_or_empty(path)
+        # What is damaged never reaches TensorRT-RTX: it would be read by code that trusts it.
+        self._saved = b"" if path is None else recall(path) or b""
         if self._saved and not self._cache.deserialize(self._saved):
-            logger.info("%s is of another GPU, driver or TensorRT-RTX: kernels are compiled again", path)
+            logger.warning("%s is of another GPU, driver or TensorRT-RTX: kernels are compiled again", path)
+            self._saved = b""
         config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Write the file, if there is to be one and kernels were added."""
+        """Write the file, if there is to be one and kernels were added, and make room for it."""
         if self._path is None:
             return
         blob = self._cache.serialize()
         data = b"" if blob is None else bytes(blob)
         if data in (b"", self._saved):
             return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(self._path, data)
-        except OSError as error:
-            logger.warning("compiled kernels were not kept: %s cannot be written: %s", self._path, error.strerror)
-
-
-def _read_or_empty(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
+        if len(data) > KERNELS_BYTES:
+            logger.warning("compiled kernels were not kept: %d MB of them are too many", len(data) >> 20)
+        elif keep(self._path, data, self._about):
+            trim(self._path.parent, KERNELS_BYTES)
 
 
 def _check_version(version: str, entry: EngineEntry) -> None:
     """Engines do not outlive the release that built them. Of a build of one release, the library decides itself."""
     title, built, here = TITLES[entry.flavour], _release(entry.flavour_version), _release(version)
     if built != here:
-        raise BackendError(f"{entry.path} was built by {title} {built}, this is {here}: build it again with msan build")
+        raise EngineUnfitError(
+            f"{entry.path} was built by {title} {built}, this is {here}: build it again with msan build"
+        )
+
+
+def _unfit(error: BackendError) -> BackendError:
+    """An engine that does not load may be replaced by one built here; not where memory ran out."""
+    return error if isinstance(error, OutOfMemoryError) else EngineUnfitError(str(error))
 
 
 def _release(version: str) -> str:
@@ -305,7 +321,8 @@ def _check_validity(trt: Any, runtime: Any, data: bytes, entry: EngineEntry) -> 
     reason = diagnostics_in_words(int(bits))
     if validity == trt.EngineValidity.INVALID:
         built_for = ", ".join(entry.compute_capabilities)
-        raise BackendError(f"TensorRT-RTX does not take {entry.path} (compute capability {built_for}): {reason}")
+        kind = EngineUnfitError if int(bits) & BUILT_AGAIN and not int(bits) & ~BUILT_AGAIN else BackendError
+        raise kind(f"TensorRT-RTX does not take {entry.path} (compute capability {built_for}): {reason}")
     if validity == trt.EngineValidity.SUBOPTIMAL:
         logger.warning("%s runs slower here than it could: %s", entry.path, reason)
 

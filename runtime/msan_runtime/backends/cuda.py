@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,12 +16,24 @@ import numpy.typing as npt
 
 from msan_runtime.errors import BackendError, OutOfMemoryError
 
-__all__ = ["Cuda", "GpuCuda", "Lane", "Staging", "compute_capability", "device_error", "device_name", "gpu_problem"]
+__all__ = [
+    "Cuda",
+    "GpuCuda",
+    "Lane",
+    "Staging",
+    "compute_capability",
+    "device_error",
+    "device_name",
+    "driver_version",
+    "gpu_problem",
+]
 
 RUNTIME = "cuda.bindings.runtime"
 CORE = "cuda.core"
 # cuda.core does not import without cuda.bindings: the order makes the reason name the right package.
 PACKAGES = ((RUNTIME, "cuda-bindings"), (CORE, "cuda-core"))
+
+DRIVER = Path("/sys/module/nvidia/version")
 
 INSUFFICIENT_DRIVER = 35
 NO_DEVICE = 100
@@ -273,6 +286,19 @@ def compute_capability(ordinal: int = 0) -> str:
     with _in_words(f"asking GPU {ordinal} for its compute capability"):
         major, minor = _core().Device(ordinal).compute_capability
     return f"{major}.{minor}"
+
+
+def driver_version() -> str:
+    """The NVIDIA driver's version, ``580.95.05``; where Linux does not tell it, the release of CUDA that the driver was
+    made for, ``CUDA 13.1``. Empty where there is no driver. Never raises.
+    """
+    with suppress(OSError):
+        return DRIVER.read_text().strip()
+    try:
+        _, driver = import_module(RUNTIME).cudaDriverGetVersion()
+    except Exception:  # without a driver the package may raise anything
+        return ""
+    return f"CUDA {_release(driver)}" if driver else ""
 
 
 def _core() -> Any:

@@ -62,6 +62,12 @@ Workers = Annotated[
     int | None,
     typer.Option(min=1, max=64, help="Threads that read, and that write. Default: by cores.", rich_help_panel=LIMITS),
 ]
+NoRebuild = Annotated[
+    bool,
+    typer.Option(
+        "--no-rebuild", help="Never build an engine that fits this GPU: take the next backend.", rich_help_panel=LIMITS
+    ),
+]
 Stats = Annotated[bool, typer.Option("--stats", help="Say how busy the network was.", rich_help_panel=LIMITS)]
 
 
@@ -85,6 +91,7 @@ def deblur(
     overlap: Overlap = None,
     memory: Memory = None,
     workers: Workers = None,
+    no_rebuild: NoRebuild = False,
     stats: Stats = False,
 ) -> None:
     """Deblur pictures, videos, and folders of them. Bad files are reported and the others done.
@@ -118,7 +125,9 @@ def deblur(
     times = StageTimes()
     with ExitStack() as stack:
         journal = stack.enter_context(Journal.open(output, run, restart=restart)) if plan.many else None
-        loaded = Deblurrer.load(bundle, backend, tile=tile_px, overlap_px=overlap, memory_bytes=memory_bytes)
+        loaded = Deblurrer.load(
+            bundle, backend, tile=tile_px, overlap_px=overlap, memory_bytes=memory_bytes, rebuild=not no_rebuild
+        )
         deblurrer = stack.enter_context(loaded)
         screen = stack.enter_context(_Screen(plan, output, deblurrer.backend.name))
         outcomes = deblur_files(
