@@ -12,6 +12,7 @@ import typer
 from msan_runtime.commands.bench import bench
 from msan_runtime.commands.cache import cache_app
 from msan_runtime.commands.deblur import deblur
+from msan_runtime.commands.doctor import doctor
 from msan_runtime.commands.screen import GroupedCommand, errors, printable
 from msan_runtime.errors import MissingExtraError, MsanError
 
@@ -84,6 +85,7 @@ def root(
 
 app.command("deblur", cls=GroupedCommand)(deblur)
 app.command("bench", cls=GroupedCommand)(bench)
+app.command("doctor", cls=GroupedCommand)(doctor)
 app.add_typer(cache_app, name="cache")
 
 

@@ -127,13 +127,13 @@ def _named(name: str, bundle: Bundle, wanted: _Wanted) -> Backend:
 def _try(name: str, bundle: Bundle, wanted: _Wanted) -> Backend | MsanError:
     """The open backend, or the reason why not."""
     try:
-        backend, precision = _OPENERS[name](bundle, wanted)
+        backend = _OPENERS[name](bundle, wanted)
     except MsanError as error:
         return error
     if not wanted.self_test:
         return backend
     try:
-        pass_self_test(backend, bundle, precision=precision)
+        pass_self_test(backend, bundle)
     except MsanError as error:
         backend.close()
         if isinstance(error, SelfTestError):
@@ -167,22 +167,22 @@ def _if_it_wins(backend: OpenVinoBackend, bundle: Bundle, wanted: _Wanted) -> Ba
     return str(verdict)
 
 
-Opened = tuple[Backend, str]
-"""A backend, and the precision of the graph or engine that it runs."""
-
-
-def _open_ort(bundle: Bundle, wanted: _Wanted, name: ort.OrtName, prefer: tuple[str, ...]) -> Opened:
+def _open_ort(bundle: Bundle, wanted: _Wanted, name: ort.OrtName, prefer: tuple[str, ...]) -> Backend:
     _require(ort.unavailable(name))
     limits = tile_limits_within(bundle.manifest, wanted.memory_bytes)
     graph = _graph(bundle, prefer)
-    return ort.open_ort(bundle.read(graph.path), name, limits=limits), graph.precision
+    backend = ort.open_ort(bundle.read(graph.path), name, limits=limits)
+    backend.precision = graph.precision
+    return backend
 
 
-def _open_openvino(bundle: Bundle, wanted: _Wanted, name: OpenVinoName) -> Opened:
+def _open_openvino(bundle: Bundle, wanted: _Wanted, name: OpenVinoName) -> Backend:
     _require(openvino_unavailable(name))
     limits = tile_limits_within(bundle.manifest, wanted.memory_bytes)
     graph = _graph(bundle, CPU_PRECISIONS)
-    return open_openvino(bundle.read(graph.path), name, limits=limits), graph.precision
+    backend = open_openvino(bundle.read(graph.path), name, limits=limits)
+    backend.precision = graph.precision
+    return backend
 
 
 def _graph(bundle: Bundle, prefer: tuple[str, ...]) -> GraphEntry:
@@ -192,7 +192,7 @@ def _graph(bundle: Bundle, prefer: tuple[str, ...]) -> GraphEntry:
     return graph
 
 
-def _open_rtx(bundle: Bundle, wanted: _Wanted) -> Opened:
+def _open_rtx(bundle: Bundle, wanted: _Wanted) -> Backend:
     from msan_runtime.backends import rtx
 
     _require(rtx.unavailable())
@@ -204,7 +204,7 @@ def _open_rtx(bundle: Bundle, wanted: _Wanted) -> Opened:
     return _open_engine(bundle, "tensorrt-rtx", wanted, opened)
 
 
-def _open_tensorrt(bundle: Bundle, wanted: _Wanted) -> Opened:
+def _open_tensorrt(bundle: Bundle, wanted: _Wanted) -> Backend:
     from msan_runtime.backends import trt
 
     _require(trt.unavailable())
@@ -213,7 +213,7 @@ def _open_tensorrt(bundle: Bundle, wanted: _Wanted) -> Opened:
 
 def _open_engine(
     bundle: Bundle, flavour: str, wanted: _Wanted, opened: Callable[[bytes, EngineEntry], Backend]
-) -> Opened:
+) -> Backend:
     """The bundle's engine of ``flavour``, or one built from its graph where that does not fit this machine."""
     entry = bundle.engine(flavour)
     try:
@@ -225,7 +225,7 @@ def _open_engine(
             raise
         engine, entry = rebuilt_engine(bundle, entry_for(bundle, flavour), this_gpu(), reason=str(error))
         backend = opened(engine, entry)
-    return _bounded(backend, bundle, entry, wanted.memory_bytes), entry.precision
+    return _bounded(backend, bundle, entry, wanted.memory_bytes)
 
 
 def _bounded(backend: Backend, bundle: Bundle, entry: EngineEntry, memory_bytes: int | None) -> Backend:
@@ -244,7 +244,7 @@ def _require(problem: str | None) -> None:
         raise BackendError(problem)
 
 
-_OPENERS: dict[str, Callable[[Bundle, _Wanted], Opened]] = {
+_OPENERS: dict[str, Callable[[Bundle, _Wanted], Backend]] = {
     "rtx": _open_rtx,
     "tensorrt": _open_tensorrt,
     "ort-cuda": partial(_open_ort, name="ort-cuda", prefer=("fp16", "fp32")),

@@ -22,7 +22,7 @@ from msan_runtime.machine import processor_name
 from msan_runtime.manifest import MANIFEST_NAME, SelfTest
 from msan_runtime.store import keep, recall
 
-__all__ = ["pass_self_test", "self_tests_folder"]
+__all__ = ["pass_self_test", "run_self_test", "self_tests_folder"]
 
 BOUNDS = {"int8": (64, 40.0), "fp8": (64, 40.0)}
 OTHER_BOUNDS = (3, 50.0)
@@ -31,7 +31,7 @@ OTHER_BOUNDS = (3, 50.0)
 PASSED = b"passed"
 
 
-def pass_self_test(backend: Backend, bundle: Bundle, *, precision: str) -> None:
+def pass_self_test(backend: Backend, bundle: Bundle) -> None:
     """Run the bundle's self-test on ``backend``, unless it has passed it here before, which is remembered.
 
     Does nothing if the bundle has none, or its picture is no tile that the backend takes.
@@ -39,7 +39,6 @@ def pass_self_test(backend: Backend, bundle: Bundle, *, precision: str) -> None:
     Args:
         backend: of 8-bit pictures.
         bundle: what it runs.
-        precision: of the graph or engine that it runs, ``fp32``, ``fp16``, ``int8`` or ``fp8``.
 
     Raises:
         SelfTestError: if its picture is another, black, or holds not-a-number.
@@ -48,17 +47,25 @@ def pass_self_test(backend: Backend, bundle: Bundle, *, precision: str) -> None:
     test = bundle.manifest.self_test
     if test is None:
         return
-    path = _path(bundle, backend, precision)
-    if recall(path) == PASSED:
-        return
+    path = _path(bundle, backend)
+    if recall(path) != PASSED and run_self_test(backend, bundle, test):
+        keep(path, PASSED, {"network": bundle.manifest.name, "backend": backend.name, "on": backend.device})
+
+
+def run_self_test(backend: Backend, bundle: Bundle, test: SelfTest) -> bool:
+    """Run ``test`` now; gives whether the backend takes such a picture at all.
+
+    Raises:
+        SelfTestError, BackendError: as :func:`pass_self_test`.
+    """
     blurred, deblurred = _pictures(bundle, test)
     try:
         check_tiles(blurred, backend.limits)
         given = backend.infer(blurred)
     except (ContractError, OutOfMemoryError):
-        return
-    _judge(backend.name, given, deblurred, BOUNDS.get(precision, OTHER_BOUNDS))
-    keep(path, PASSED, {"network": bundle.manifest.name, "backend": backend.name, "on": backend.device})
+        return False
+    _judge(backend.name, given, deblurred, BOUNDS.get(backend.precision, OTHER_BOUNDS))
+    return True
 
 
 def self_tests_folder() -> Path:
@@ -103,12 +110,12 @@ def _picture(bundle: Bundle, path: str) -> PictureArray:
         raise BundleError(f"the bundle's {path} is no PNG picture: deploy the checkpoint again") from error
 
 
-def _path(bundle: Bundle, backend: Backend, precision: str) -> Path:
+def _path(bundle: Bundle, backend: Backend) -> Path:
     conditions: Mapping[str, str] = {
         "manifest_sha256": hashlib.sha256((bundle.folder / MANIFEST_NAME).read_bytes()).hexdigest(),
         "backend": backend.name,
         "device": backend.device,
-        "precision": precision,
+        "precision": backend.precision,
         "driver": driver_version(),
         "processor": processor_name(),
     }

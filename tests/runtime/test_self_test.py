@@ -55,11 +55,11 @@ def test_the_right_picture_passes_and_is_remembered(tested_bundle: Callable[[Pic
         return 255 - tiles
 
     for _ in range(3):
-        pass_self_test(FunctionBackend(invert, LIMITS), bundle, precision="fp32")
+        pass_self_test(FunctionBackend(invert, LIMITS), bundle)
     assert len(calls) == 1
     other = FunctionBackend(invert, LIMITS)
     other.device = "another GPU"
-    pass_self_test(other, bundle, precision="fp32")
+    pass_self_test(other, bundle)
     assert len(calls) == 2
     assert len(list(self_tests_folder().iterdir())) == 2
 
@@ -80,7 +80,7 @@ def test_another_picture_is_refused_each_time(
     bundle = open_bundle(tested_bundle(255 - BLURRED))
     for _ in range(2):
         with pytest.raises(SelfTestError, match=words):
-            pass_self_test(FunctionBackend(network, LIMITS), bundle, precision="fp16")
+            pass_self_test(FunctionBackend(network, LIMITS), bundle)
     assert not self_tests_folder().exists()
 
 
@@ -89,9 +89,11 @@ def test_the_bounds_are_those_of_the_precision(tested_bundle: Callable[[PictureA
     inverted = np.clip(255 - BLURRED.astype(int), 0, 253).astype(np.uint8)
     bundle = open_bundle(tested_bundle(inverted))
     backend = FunctionBackend(lambda tiles: np.minimum(255 - tiles, 253) + np.uint8(2), LIMITS)
-    pass_self_test(backend, bundle, precision="int8")
+    backend.precision = "int8"
+    pass_self_test(backend, bundle)
+    backend.precision = "fp16"
     with pytest.raises(SelfTestError, match=r"2 levels off \(≤ 3\), 42\.1 dB \(≥ 50\)"):
-        pass_self_test(backend, bundle, precision="fp16")
+        pass_self_test(backend, bundle)
 
 
 def test_a_backend_that_fails_it_is_not_used_and_that_is_said(
@@ -116,7 +118,7 @@ def test_a_bundle_that_passes_deblurs(tested_bundle: Callable[[PictureArray], Pa
 def test_tiles_that_a_backend_does_not_take_are_no_failure(tested_bundle: Callable[[PictureArray], Path]) -> None:
     bundle = open_bundle(tested_bundle(255 - BLURRED))
     small = TileLimits(smallest=(8, 8), largest=(32, 32), area_px=1024)
-    pass_self_test(FunctionBackend(lambda tiles: tiles, small), bundle, precision="fp32")
+    pass_self_test(FunctionBackend(lambda tiles: tiles, small), bundle)
 
 
 @pytest.mark.parametrize("content", [b"no picture", b""])
@@ -129,4 +131,4 @@ def test_a_self_test_that_is_no_picture_is_a_damaged_bundle(
     files = tuple(describe_file(folder, file.path) for file in manifest.files)
     save_manifest(dataclasses.replace(manifest, files=files), folder)
     with pytest.raises(BundleError, match=r"out\.png is no PNG picture"):
-        pass_self_test(FunctionBackend(lambda tiles: tiles, LIMITS), open_bundle(folder), precision="fp32")
+        pass_self_test(FunctionBackend(lambda tiles: tiles, LIMITS), open_bundle(folder))

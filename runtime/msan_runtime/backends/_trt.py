@@ -96,6 +96,7 @@ class TrtBackend(Backend):
             opened.callback(cuda.close)
             self.name = name
             self.limits = tile_limits(entry.profile)
+            self.precision = entry.precision
             self.device = f"{cuda.device}, {TITLES[entry.flavour]} {trt.__version__}"
             self._cuda = cuda
             self._batches = (entry.profile.min[0], entry.profile.max[0])

@@ -55,6 +55,9 @@ class Backend(ABC):
     io: Io = "uint8"
     """What tiles are: ``uint8``, or ``float32`` from 0 to 1."""
 
+    precision: str = "fp32"
+    """Of the graph or engine that it runs: ``fp32``, ``fp16``, ``int8`` or ``fp8``."""
+
     @abstractmethod
     def infer(self, tiles: PictureArray) -> PictureArray:
         """Deblur N×H×W×3 tiles of ``io`` within ``limits``; gives a new array of the same shape and type.

@@ -70,12 +70,9 @@ def open_ort(graph: bytes, name: OrtName, *, limits: TileLimits, io: Io = "uint8
 
     Raises:
         MissingExtraError: if ONNX Runtime is not installed.
-        BackendError: if the graph does not load, or another provider took its place.
+        BackendError: if ONNX Runtime or the graph does not load, or another provider took its place.
     """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("onnxruntime", EXTRAS[name]) from error
+    onnxruntime = _import_onnxruntime(name)
     provider = PROVIDERS[name]
     session = open_session(graph, provider)
     if session.get_providers()[0] != provider:
@@ -108,9 +105,29 @@ def open_session(graph: bytes, provider: str) -> onnxruntime.InferenceSession:
         raise BackendError(f"ONNX Runtime cannot load the graph: {first_line(error)}") from error
 
 
-def _cuda_unavailable() -> str | None:
-    import onnxruntime
+def _import_onnxruntime(name: OrtName) -> Any:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        if error.name == "onnxruntime":
+            raise MissingExtraError("onnxruntime", EXTRAS[name]) from error
+        raise _damaged(first_line(error)) from error
+    except (ImportError, OSError) as error:
+        raise _damaged(first_line(error)) from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise _damaged("it has lost files, as when onnxruntime or onnxruntime-gpu was uninstalled beside the other")
+    return onnxruntime
 
+
+def _damaged(how: str) -> BackendError:
+    return BackendError(f"onnxruntime does not load: {how}. See what is wrong with: msan doctor")
+
+
+def _cuda_unavailable() -> str | None:
+    try:
+        onnxruntime = _import_onnxruntime("ort-cuda")
+    except BackendError as error:
+        return str(error)
     if PROVIDERS["ort-cuda"] not in onnxruntime.get_available_providers():
         return "this onnxruntime has no CUDA (pip install 'msan[cuda]', without the cpu extra)"
     return None
