@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from msan_export.artifact import OPSET, OnnxArtifact, save_onnx
 from msan_export.engine import ENGINE_SUFFIX, EngineSpec, OnPhase, build_engine, engine_entry, engine_json
 from msan_export.onnx import float16_from_float32, onnx_from_checkpoint
 from msan_export.parity import Case, ParityReport, verify_bundle
+from msan_export.recipe import Recipe, git_commit, recipe_of
 from msan_export.report import parity_json
 from msan_export.self_test import write_self_test
 from msan_runtime.atomic import write_bytes, write_text
@@ -34,8 +36,10 @@ from msan_runtime.manifest import (
     GraphEntry,
     Manifest,
     describe_file,
+    read_manifest,
     save_manifest,
 )
+from msan_runtime.signature import sign_manifest
 from msan_runtime.strictjson import strict_json
 
 if TYPE_CHECKING:
@@ -75,6 +79,7 @@ def deploy(
     attention: Attention = DEFAULT_ATTENTION,
     calibration: Calibration | None = None,
     provenance: Mapping[str, str] | None = None,
+    signing_key: Path | None = None,
     on_step: Callable[[str], None] | None = None,
     on_phase: OnPhase | None = None,
 ) -> Deployment:
@@ -89,6 +94,7 @@ def deploy(
         calibration: what to calibrate on, and whether the engine is FP16, INT8 or FP8. If left out, the FP16 graph
             keeps FP32 by its form alone, without samples.
         provenance: more lines for the manifest.
+        signing_key: PEM file of an Ed25519 private key; the bundle is then signed.
         on_step: told of each step in words.
         on_phase: told of the engine build's progress.
 
@@ -107,19 +113,31 @@ def deploy(
         entry = engine_entry(engine, f"{checkpoint.spec.name}.{ENGINE_SUFFIX[spec.flavour]}", source.path)
         write_bytes(stage / entry.path, engine.data)
         write_text(stage / f"{entry.path}.json", engine_json(engine, entry))
-        told = {**decided, **(provenance or {})}
+        recipe = recipe_of(
+            spec,
+            attention,
+            None if calibration is None else calibration.options,
+            None if calibration is None else calibration.samples,
+        )
+        told = {**decided, **_origin(recipe, checkpoint), **(provenance or {})}
         test = write_self_test(checkpoint, stage, spec.profile, attention)
         manifest = _manifest(checkpoint, stage, graphs, entry, told)
         files = (*manifest.files, describe_file(stage, test.blurred), describe_file(stage, test.deblurred))
-        manifest = replace(manifest, attention=str(attention), self_test=test, files=files)
+        manifest = replace(manifest, attention=str(attention), self_test=test, files=files, recipe=recipe.to_dict())
         save_manifest(manifest, stage)
         say(f"verifying against PyTorch on {len(cases)} pictures")
         report = replace(verify_bundle(checkpoint, stage, cases), bundle=folder.name)
         if not report.passed:
             raise _refused(report, folder)
         write_text(stage / "parity.json", parity_json(report))
-        manifest = replace(manifest, files=(*manifest.files, describe_file(stage, "parity.json")))
+        manifest = replace(
+            manifest,
+            files=(*manifest.files, describe_file(stage, "parity.json")),
+            provenance={**manifest.provenance, "verified": _verified(report)},
+        )
         save_manifest(manifest, stage)
+        if signing_key is not None:
+            sign_manifest(read_manifest(stage), signing_key, stage)
     return Deployment(folder=folder, manifest=manifest, report=report)
 
 
@@ -183,6 +201,20 @@ def _decision(result: CalibratedGraph) -> dict[str, str]:
             f"{result.choice.point.loss_db:.4f} dB lost of {result.options.budget_db:g}"
         )
     return told
+
+
+def _origin(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
+    """Which source made it, and the command that makes it again."""
+    commit = git_commit()
+    return {"reproduce": recipe.command(checkpoint.path.name), **({} if commit is None else {"git_commit": commit})}
+
+
+def _verified(report: ParityReport) -> str:
+    """What verification came to; ``parity.json`` has every figure and its bound."""
+    figures = [check for check in report.checks if check.psnr_db is not None and check.quantity == "uint8"]
+    worst = min((check.psnr_db or 0.0 for check in figures), default=math.nan)
+    passed = sum(check.passed is True for check in report.checks)
+    return f"{passed} checks passed, saved pictures at least {worst:.1f} dB from PyTorch FP32"
 
 
 def _manifest(

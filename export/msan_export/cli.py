@@ -1,4 +1,4 @@
-"""The commands of the export room: ``msan export``, ``build``, ``verify``, ``deploy`` and ``inspect``."""
+"""The commands of the export room: ``msan export``, ``build``, ``verify``, ``deploy``, ``inspect``, ``reproduce``."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ def register(app: typer.Typer) -> None:
     app.command("verify")(verify)
     app.command("deploy")(deploy)
     app.command("inspect")(inspect)
+    app.command("reproduce")(reproduce)
 
 
 def export(
@@ -156,6 +157,10 @@ def deploy(
     samples: Annotated[
         Path | None, typer.Option(help="Folder of pictures to decide types on (default: shipped pairs).")
     ] = None,
+    by: Annotated[str | None, typer.Option(help="Who makes it, for the manifest.")] = None,
+    sign: Annotated[
+        Path | None, typer.Option(help="Sign it with this Ed25519 private key (PEM).", metavar="KEY.pem")
+    ] = None,
 ) -> None:
     """Export, decide types, build and verify in one go; write a bundle if it passes."""
     from msan.checkpoint import find_checkpoint, load_checkpoint
@@ -165,9 +170,12 @@ def deploy(
     from msan_export import bundle
     from msan_export.engine import refuse_cards
     from msan_export.parity import sample_cases
+    from msan_runtime.signature import check_private_key
 
     spec = _engine_spec(gpu, flavour, smallest, typical, largest)
     refuse_cards(spec, precision)
+    if sign is not None:
+        check_private_key(sign)
     options = CalibrationOptions(precision=precision, budget_db=decibels(budget))
     loaded, cases = load_checkpoint(find_checkpoint(checkpoint)), sample_cases(pictures)
     calibration = bundle.Calibration(samples=choose_samples(samples), options=options)
@@ -180,6 +188,8 @@ def deploy(
             cases,
             attention=chosen,
             calibration=calibration,
+            provenance={} if by is None else {"by": by},
+            signing_key=sign,
             on_step=errors.print,
             on_phase=on_phase,
         )
@@ -209,6 +219,31 @@ def inspect(
     if json is not None:
         with _writing(json):
             write_text(json, strict_json({"schema_version": 1, **dataclasses.asdict(found)}))
+
+
+def reproduce(
+    bundle: Annotated[str, typer.Argument(help="The bundle's folder, or a shipped name.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Its checkpoint (default: shipped, or of that name here or beside the bundle).")
+    ] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="Folder that its types were decided on (default: shipped pairs).")
+    ] = None,
+) -> None:
+    """Make a bundle again as its manifest says, and compare: graphs, types, pictures. Exit code 1 if they differ."""
+    from msan_export import reproduction
+    from msan_runtime.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    found = reproduction.reproduce(opened, checkpoint, samples, on_step=errors.print)
+    for one in found.comparisons:
+        _say(f"{'same ' if one.same else 'OTHER'}  {one.subject}{': ' if one.detail else ''}{one.detail}")
+    for tool, versions in found.other_versions.items():
+        _say(f"note: another {tool} than then: {versions}")
+    verdict = "PASS: made again" if found.passed else "FAIL: something else came out than"
+    _say(f"{verdict} {opened.folder}")
+    if not found.passed:
+        raise typer.Exit(1)
 
 
 def _print_inspection(found: Inspection, *, layers: bool) -> None:

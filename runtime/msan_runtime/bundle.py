@@ -7,7 +7,16 @@ from pathlib import Path
 
 from msan_runtime.contract import Io
 from msan_runtime.errors import BundleError
-from msan_runtime.manifest import EngineEntry, GraphEntry, Manifest, load_manifest, read_checked
+from msan_runtime.manifest import (
+    MANIFEST_NAME,
+    EngineEntry,
+    GraphEntry,
+    Manifest,
+    parse_manifest,
+    read_checked,
+    read_manifest,
+)
+from msan_runtime.signature import check_signature
 
 __all__ = ["DEFAULT_BUNDLE", "Bundle", "find_bundle", "open_bundle", "shipped_bundles"]
 
@@ -59,17 +68,22 @@ def find_bundle(bundle: str | Path) -> Path:
     return folder
 
 
-def open_bundle(bundle: str | Path | None = None) -> Bundle:
+def open_bundle(bundle: str | Path | None = None, *, public_key: Path | None = None) -> Bundle:
     """Open a bundle and check every file of it.
 
     Args:
         bundle: a folder, or the name of a shipped bundle; ``msan-s`` if left out.
+        public_key: PEM file of an Ed25519 key; only what was signed with its private half is then opened.
 
     Raises:
         BundleError: if there is none, its schema is unknown, or a file is missing or changed.
+        SignatureError: if it was not signed with that key.
     """
     folder = find_bundle(DEFAULT_BUNDLE if bundle is None else bundle)
-    manifest = load_manifest(folder)
+    data = read_manifest(folder)
+    if public_key is not None:
+        check_signature(data, folder, public_key)
+    manifest = parse_manifest(data, folder / MANIFEST_NAME)
     for file in manifest.files:
         read_checked(folder, file)
     return Bundle(folder=folder, manifest=manifest)

@@ -14,6 +14,7 @@ from msan_runtime.commands.cache import cache_app
 from msan_runtime.commands.deblur import deblur
 from msan_runtime.commands.doctor import doctor
 from msan_runtime.commands.screen import GroupedCommand, errors, printable
+from msan_runtime.commands.signing import sign, verify_signature
 from msan_runtime.errors import MissingExtraError, MsanError
 
 __all__ = ["app", "main"]
@@ -33,6 +34,7 @@ EXTRA_OF_PACKAGE = {
     "cuda": "rtx",
     "openvino": "openvino",
     "av": "video",
+    "cryptography": "sign",
 }
 EXTRA_OF_COMMAND = {
     "train": "train",
@@ -86,6 +88,8 @@ def root(
 app.command("deblur", cls=GroupedCommand)(deblur)
 app.command("bench", cls=GroupedCommand)(bench)
 app.command("doctor", cls=GroupedCommand)(doctor)
+app.command("sign", cls=GroupedCommand)(sign)
+app.command("verify-signature", cls=GroupedCommand)(verify_signature)
 app.add_typer(cache_app, name="cache")
 
 

@@ -64,6 +64,7 @@ class Deblurrer:
         overlap_px: int | None = None,
         memory_bytes: int | None = None,
         rebuild: bool = True,
+        public_key: Path | None = None,
     ) -> Self:
         """Load a bundle.
 
@@ -79,13 +80,15 @@ class Deblurrer:
             rebuild: whether an engine that does not fit this machine's GPU, driver and TensorRT is built again from
                 the bundle's graph. That takes seconds, here and never while pictures run, and is kept for the next
                 time.
+            public_key: PEM file of an Ed25519 key; a bundle that was not signed with it is then refused.
 
         Raises:
+            SignatureError: if the bundle was not signed with ``public_key``.
             BundleError: if the bundle is missing, damaged or of an unknown schema.
             BackendError: if the backend cannot run here, or not in so little memory.
             ContractError: if the backend does not take such tiles, or they cannot overlap so much.
         """
-        opened = open_bundle(bundle)
+        opened = open_bundle(bundle, public_key=public_key)
         selection = select_backend(opened, backend, memory_bytes=memory_bytes, rebuild=rebuild)
         try:
             return cls(opened, selection, tile=tile, overlap_px=overlap_px, memory_bytes=memory_bytes)

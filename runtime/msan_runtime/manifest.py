@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, get_args
 
@@ -31,14 +31,16 @@ __all__ = [
     "SelfTest",
     "describe_file",
     "load_manifest",
+    "parse_manifest",
     "read_checked",
+    "read_manifest",
     "save_manifest",
 ]
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 2
 READABLE_SCHEMAS = (1, 2)
-"""Schema 1 has no self-test."""
+"""Schema 1 has no self-test and no recipe."""
 
 FLAVOURS = ("tensorrt-rtx", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "int8", "fp8")
@@ -148,6 +150,7 @@ class Manifest:
         provenance: checkpoint file and hash, date, command, licence.
         attention: of all graphs and engines, ``global`` or ``window:SIZE`` (:class:`msan_runtime.attention.Attention`);
             manifests of before it existed have none and are ``global``.
+        recipe: the options that it was made with, by the names of ``msan deploy``: enough to make it again.
         self_test: what every backend must give before it is used; manifests of schema 1 have none.
     """
 
@@ -161,6 +164,7 @@ class Manifest:
     provenance: Mapping[str, str]
     attention: str = "global"
     self_test: SelfTest | None = None
+    recipe: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
         try:
@@ -205,12 +209,33 @@ def load_manifest(folder: Path) -> Manifest:
         BundleError: if it is missing, not JSON, of another schema, changed since it was written,
             or names a path outside the folder.
     """
+    return parse_manifest(read_manifest(folder), folder / MANIFEST_NAME)
+
+
+def read_manifest(folder: Path) -> bytes:
+    """The bytes of ``manifest.json`` of the bundle at ``folder``, unchecked.
+
+    Raises:
+        BundleError: if it is missing or cannot be read.
+    """
     path = folder / MANIFEST_NAME
     try:
-        body: object = json.loads(path.read_bytes())
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}. Make one with: msan deploy") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error}. Deploy the checkpoint again") from error
+
+
+def parse_manifest(data: bytes, path: Path) -> Manifest:
+    """The manifest in ``data``, which was read from ``path``.
+
+    Raises:
+        BundleError: as :func:`load_manifest`.
+    """
+    try:
+        body: object = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"cannot read {path}: {error}. Deploy the checkpoint again") from error
     if not isinstance(body, dict):
         raise BundleError(f"{path} is not a manifest: it holds a {type(body).__name__}")

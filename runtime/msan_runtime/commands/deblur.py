@@ -62,6 +62,10 @@ Workers = Annotated[
     int | None,
     typer.Option(min=1, max=64, help="Threads that read, and that write. Default: by cores.", rich_help_panel=LIMITS),
 ]
+RequireSignature = Annotated[
+    Path | None,
+    typer.Option(metavar="KEY.pem", help="Refuse a bundle not signed with this public key.", rich_help_panel=LIMITS),
+]
 NoRebuild = Annotated[
     bool,
     typer.Option(
@@ -92,6 +96,7 @@ def deblur(
     memory: Memory = None,
     workers: Workers = None,
     no_rebuild: NoRebuild = False,
+    require_signature: RequireSignature = None,
     stats: Stats = False,
 ) -> None:
     """Deblur pictures, videos, and folders of them. Bad files are reported and the others done.
@@ -126,7 +131,13 @@ def deblur(
     with ExitStack() as stack:
         journal = stack.enter_context(Journal.open(output, run, restart=restart)) if plan.many else None
         loaded = Deblurrer.load(
-            bundle, backend, tile=tile_px, overlap_px=overlap, memory_bytes=memory_bytes, rebuild=not no_rebuild
+            bundle,
+            backend,
+            tile=tile_px,
+            overlap_px=overlap,
+            memory_bytes=memory_bytes,
+            rebuild=not no_rebuild,
+            public_key=require_signature,
         )
         deblurrer = stack.enter_context(loaded)
         screen = stack.enter_context(_Screen(plan, output, deblurrer.backend.name))
