@@ -9,7 +9,6 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,10 @@ from msan.checkpoint import Checkpoint, network_from_checkpoint
 from msan.network import MsanNetwork
 from msan_export._polygraphy import BaseRunner, Comparator, IterationResult, OnnxrtRunner, TensorMetadata
 from msan_export.graph import DeployableMsan
-from msan_export.thresholds import FLOAT_FP32, QUANTIZED, UINT8, Threshold
+from msan_export.nodewise import nodewise_checks
+from msan_export.steadiness import steadiness_checks
+from msan_export.thresholds import FLOAT_FP32, QUANTIZED, UINT8
+from msan_export.verdict import Case, Check, ParityReport
 from msan_runtime.attention import Attention
 from msan_runtime.backends import ort
 from msan_runtime.backends.base import Backend
@@ -46,53 +48,6 @@ CASE_SIDE_PX = 640
 SAMPLES = Path(__file__).parent / "samples"
 
 FloatArray = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A picture to compare on: uint8 H×W×3 of any size."""
-
-    name: str
-    picture: PictureArray
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One line of the verdict.
-
-    Attributes:
-        subject: what was checked: a file of the bundle, or a backend.
-        quantity: what was compared: ``hash``, ``weights``, ``float`` or ``uint8`` pictures.
-        case: the picture, or empty.
-        passed: ``None`` if it was not run here; ``detail`` says why.
-        max_difference, psnr_db: as measured, for pictures.
-        threshold: the bounds, for pictures.
-        detail: in words.
-    """
-
-    subject: str
-    quantity: str
-    case: str = ""
-    passed: bool | None
-    max_difference: float | None = None
-    psnr_db: float | None = None
-    threshold: Threshold | None = None
-    detail: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParityReport:
-    """Every check of a bundle against a checkpoint."""
-
-    bundle: str
-    checkpoint_sha256: str
-    checks: tuple[Check, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing failed and at least one picture was compared."""
-        pictures = [check for check in self.checks if check.psnr_db is not None]
-        return bool(pictures) and all(check.passed is not False for check in self.checks)
 
 
 def sample_cases(folder: Path | None = None) -> list[Case]:
@@ -136,6 +91,11 @@ def verify_bundle(checkpoint: Checkpoint, folder: Path, cases: Sequence[Case]) -
             runners, checks, entry.path, None if changed else partial(_engine_runner, folder, manifest, entry), "uint8"
         )
     checks += _compare(runners, cases)
+    graphs = [(entry, folder / entry.path) for entry in manifest.graphs if entry.path not in changed]
+    readable = [(entry, onnx.load(path)) for entry, path in graphs]
+    checks += steadiness_checks(readable, cases[0])
+    off = {check.subject for check in checks if check.passed is False}
+    checks += nodewise_checks(checkpoint, readable, network, cases, off=off)
     return ParityReport(bundle=folder.name, checkpoint_sha256=checkpoint.sha256, checks=tuple(checks))
 
 

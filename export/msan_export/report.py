@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from msan_export.parity import Check, ParityReport
+from msan_export.verdict import Check, ParityReport
 from msan_runtime.strictjson import strict_json
 
 __all__ = ["PARITY_SCHEMA_VERSION", "parity_json", "parity_notes", "parity_table"]

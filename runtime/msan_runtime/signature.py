@@ -134,9 +134,7 @@ def _private_key(path: Path) -> Any:
             "Make one with: openssl genpkey -algorithm ed25519 -out key.pem"
         ) from error
     if not isinstance(key, ed25519.Ed25519PrivateKey):
-        raise MsanError(
-            f"{path} is a {type(key).__name__}, not Ed25519: openssl genpkey -algorithm ed25519 -out key.pem"
-        )
+        raise MsanError(f"{path} is a {type(key).__name__}, not an Ed25519 private key")
     return key
 
 

@@ -64,9 +64,10 @@ def test_a_deployed_bundle_passes_and_says_what_was_not_run(tiny: Checkpoint, bu
     report = verify_bundle(tiny, bundle, sample_cases())
     assert report.passed
     compared = [check for check in report.checks if check.psnr_db is not None]
-    # Two graphs, each compared as uint8 and before rounding, and one of float pictures, on three samples.
-    assert len(compared) == (2 * 2 + 1) * 3
-    assert len({check.case for check in compared}) == 3
+    # Two graphs, each compared as uint8 and before rounding, and one of float pictures, on three samples; and the FP16
+    # graph node by node, on parts of all samples at once.
+    assert len(compared) == (2 * 2 + 1) * 3 + 1
+    assert len({check.case for check in compared}) == 3 + 1
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,7 @@ def test_a_changed_bias_in_the_graph_of_float_pictures_fails_on_pictures(tiny: C
     assert failures(verify_bundle(tiny, bundle, sample_cases())) == {
         ("fp32.float.onnx", "weights"),
         ("fp32.float.onnx", "float"),
+        ("fp32.float.onnx", "first node"),
     }
 
 
@@ -214,3 +216,73 @@ def test_a_network_with_biases_of_zero_passes(tiny: Checkpoint, tmp_path: Path) 
     state = {name: torch.zeros_like(v) if name.endswith(".bias") else v for name, v in tiny.state.items()}
     spec = EngineSpec(capabilities=capabilities_named("rtx30"))
     assert deploy(replace(tiny, state=state), tmp_path / "bundle", spec, sample_cases()).report.passed
+
+
+# Node by node: what a type cannot hold, and where it begins
+
+
+def plant_overflow(path: Path, share: float, factors: tuple[float, ...]) -> None:
+    """Multiply behind a convolution by factors that end in 1, but overflow FP16 on the way."""
+    model = onnx.load(path)
+    convolutions = [index for index, node in enumerate(model.graph.node) if node.op_type == "Conv"]
+    index = convolutions[int(share * (len(convolutions) - 1))]
+    output = model.graph.node[index].output[0]
+    names = [f"planted_{step}" for step in range(len(factors))] + [output]
+    model.graph.node[index].output[0] = names[0]
+    for step, factor in enumerate(factors):
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(factor, np.float16), f"factor_{step}"))
+        node = onnx.helper.make_node("Mul", [names[step], f"factor_{step}"], [names[step + 1]], name=f"mul_{step}")
+        model.graph.node.insert(index + 1 + step, node)
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.8])
+def test_an_overflow_of_fp16_is_found_and_named(tiny: Checkpoint, bundle: Path, share: float) -> None:
+    path = graph_file(bundle, "fp16")
+    plant_overflow(path, share, (6e4, 100.0, 1 / 6e4, 0.01))
+    rehash(bundle, path)
+    report = verify_bundle(tiny, bundle, sample_cases())
+    assert {("fp16.onnx", "typed"), ("fp16.onnx", "first node")} <= failures(report)
+    assert not report.passed
+    named = next(check.detail for check in report.checks if check.quantity == "first node")
+    assert named.startswith(("first node off is mul_0 (Mul)", "first node off is mul_1 (Mul)"))
+    assert "infinity" in named or "NaN" in named
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("place", [0, 5, -1])
+def test_the_node_of_a_changed_weight_is_named(tiny: Checkpoint, bundle: Path, precision: str, place: int) -> None:
+    path = graph_file(bundle, precision)
+    model = onnx.load(path)
+    node = [node for node in model.graph.node if node.op_type == "Conv"][place]
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+    tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
+    onnx.save(model, path)
+    rehash(bundle, path)
+    report = verify_bundle(tiny, bundle, sample_cases())
+    named = [check.detail for check in report.checks if check.quantity == "first node"]
+    assert len(named) == 1
+    assert named[0].startswith(f"first node off is {node.name} (Conv): its error is ")
+
+
+def test_a_good_bundle_names_no_node_and_repeats_itself(tiny: Checkpoint, bundle: Path) -> None:
+    report = verify_bundle(tiny, bundle, sample_cases())
+    quantities = [check.quantity for check in report.checks if check.passed]
+    assert "first node" not in {check.quantity for check in report.checks}
+    assert quantities.count("twice") == quantities.count("fixed") == 3
+    assert quantities.count("typed") == 1
+
+
+def test_a_graph_that_does_not_repeat_itself_fails(tiny: Checkpoint, bundle: Path) -> None:
+    """Noise of some levels on the picture that is saved: another one at each run."""
+    path = graph_file(bundle, "fp32")
+    model = onnx.load(path)
+    clip = next(node for node in reversed(model.graph.node) if node.op_type == "Clip")
+    before, clip.input[0] = clip.input[0], "noisy"
+    index = list(model.graph.node).index(clip)
+    noise = onnx.helper.make_node("RandomNormalLike", [before], ["noise"], scale=0.02, dtype=1, name="noise")
+    model.graph.node.insert(index, onnx.helper.make_node("Add", [before, "noise"], ["noisy"], name="add_noise"))
+    model.graph.node.insert(index, noise)
+    onnx.save(model, path)
+    rehash(bundle, path)
+    assert ("fp32.onnx", "twice") in failures(verify_bundle(tiny, bundle, sample_cases()))

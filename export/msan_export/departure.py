@@ -1,0 +1,83 @@
+"""The first node of a graph that leaves what the network computes: both graphs run node by node on one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from msan_calib.walk import Step, Walker
+
+__all__ = ["Departure", "first_departure"]
+
+TOLERANCES: Mapping[str, float] = {"fp32": 1e-3, "fp16": 0.05, "int8": 0.5, "fp8": 0.5}
+"""RMS of the error over RMS of the tensor, by the graph's precision. What a type loses by rounding adds up from node to
+node and stays well below; a changed weight, an overflow or an underflow does not."""
+
+Arrays = dict[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Departure:
+    """A node, its operator, and how its output is off, in words."""
+
+    node: str
+    operator: str
+    words: str
+
+    def __str__(self) -> str:
+        return f"first node off is {self.node} ({self.operator}): {self.words}"
+
+
+def first_departure(
+    model: onnx.ModelProto, reference: onnx.ModelProto, feed: Mapping[str, npt.NDArray[Any]], *, precision: str
+) -> Departure | None:
+    """The first node of ``model``, in the order in which it runs, whose output is not that of ``reference``.
+
+    Outputs are matched by the tensor's name, which casting and quantising keep; NaN and infinity count in any tensor.
+
+    Args:
+        model: the graph that is off, of ``precision``.
+        reference: the FP32 graph of the same network.
+        feed: inputs of both.
+
+    Raises:
+        CalibrationError: if a node cannot be run.
+    """
+    expected: Arrays = {}
+
+    def remember(step: Step) -> None:
+        expected.update({name: values.astype(np.float32) for name, values in step.float_outputs().items()})
+
+    Walker(reference).run(feed, remember)
+    found: list[Departure] = []
+
+    def look(step: Step) -> None:
+        for name, values in step.float_outputs().items():
+            words = None if found else _off(values.astype(np.float32), expected.get(name), TOLERANCES[precision])
+            if words is not None:
+                found.append(Departure(node=step.node.name or name, operator=step.node.op_type, words=words))
+
+    Walker(model).run(feed, look)
+    return found[0] if found else None
+
+
+def _off(values: npt.NDArray[np.float32], expected: npt.NDArray[np.float32] | None, tolerance: float) -> str | None:
+    """How ``values`` are off; ``None`` if they are not, or nothing is known of them."""
+    if not np.isfinite(values).all():
+        kind = "NaN" if np.isnan(values).any() else "infinity"
+        share = 1 - np.isfinite(values).mean()
+        return f"{share:.1%} of its values are {kind}, as where a type is too small for them"
+    if expected is None:
+        return None
+    if values.shape != expected.shape:
+        return f"its shape is {values.shape}, not {expected.shape}"
+    size = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
+    error = float(np.sqrt(np.mean(np.square(values.astype(np.float64) - expected))))
+    if error <= tolerance * size or error == 0:
+        return None
+    return f"its error is {error / size if size else float('inf'):.3g} of its size (≤ {tolerance:g})"

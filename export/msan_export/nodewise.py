@@ -1,0 +1,124 @@
+"""Graphs run node by node, every result in its own type: what a type cannot hold, and where it begins.
+
+ONNX Runtime computes FP16 graphs in FP32 on a CPU and takes away the rounding between some operators, so that a tensor
+that overflows on a GPU can look right (docs/calibration.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+
+import numpy as np
+import onnx
+import torch
+
+from msan.checkpoint import Checkpoint
+from msan.network import MsanNetwork
+from msan_calib.network import CalibrationError
+from msan_calib.walk import Walker
+from msan_export.departure import first_departure
+from msan_export.onnx import onnx_from_checkpoint
+from msan_export.thresholds import QUANTIZED, UINT8
+from msan_export.verdict import Case, Check
+from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME, PictureArray
+from msan_runtime.manifest import GraphEntry
+
+__all__ = ["SIDE_PX", "nodewise_checks"]
+
+SIDE_PX = 64
+"""Height and width of the part of each picture that is run so: nodes alone are slow."""
+
+Graphs = Sequence[tuple[GraphEntry, onnx.ModelProto]]
+
+
+def nodewise_checks(
+    checkpoint: Checkpoint, graphs: Graphs, network: MsanNetwork, cases: Sequence[Case], *, off: Collection[str]
+) -> Iterator[Check]:
+    """A check for each graph below FP32, and for each graph that is off the first node where it leaves the network.
+
+    Args:
+        checkpoint: what the graphs were made from.
+        graphs: entries and models.
+        network: of the checkpoint, in PyTorch.
+        cases: pictures; the middle of each is run.
+        off: paths of graphs that failed another check.
+    """
+    pictures = [_middle(case.picture) for case in cases]
+    references = [_pytorch(network, picture) for picture in pictures]
+    for entry, model in graphs:
+        wrong = entry.path in off
+        if entry.precision != "fp32" and entry.io == "uint8":
+            check = _typed(entry, model, pictures, references)
+            wrong = wrong or check.passed is False
+            yield check
+        if wrong:
+            yield _where(checkpoint, network, entry, model, pictures)
+
+
+def _typed(
+    entry: GraphEntry, model: onnx.ModelProto, pictures: Sequence[PictureArray], references: Sequence[PictureArray]
+) -> Check:
+    """The worst of all pictures."""
+    threshold = QUANTIZED if entry.precision in ("int8", "fp8") else UINT8
+    try:
+        walker = Walker(model)
+        given = [walker.run({INPUT_NAME: picture})[OUTPUT_NAME] for picture in pictures]
+    except CalibrationError as error:
+        return Check(subject=entry.path, quantity="typed", passed=False, detail=str(error))
+    pairs = [_difference(one, other) for one, other in zip(given, references, strict=True)]
+    worst, psnr_db = max(worst for worst, _ in pairs), min(psnr for _, psnr in pairs)
+    passed = threshold.allows(worst, psnr_db)
+    return Check(
+        subject=entry.path,
+        quantity="typed",
+        case=f"{len(pictures)} × {SIDE_PX}×{SIDE_PX}",
+        passed=passed,
+        max_difference=worst,
+        psnr_db=psnr_db,
+        threshold=threshold,
+        detail="" if passed else "run node by node in the graph's own types, as a GPU does, it gives another picture",
+    )
+
+
+def _where(
+    checkpoint: Checkpoint,
+    network: MsanNetwork,
+    entry: GraphEntry,
+    model: onnx.ModelProto,
+    pictures: Sequence[PictureArray],
+) -> Check:
+    """The first node that leaves the graph of the checkpoint, on the first picture that shows one."""
+    reference = onnx_from_checkpoint(checkpoint, io=entry.io, attention=network.attention)
+    detail = "no single node is off on these pictures"
+    try:
+        for picture in pictures:
+            feed = picture if entry.io == "uint8" else picture.astype(np.float32) / 255
+            found = first_departure(model, reference, {INPUT_NAME: feed}, precision=entry.precision)
+            if found is not None:
+                detail = str(found)
+                break
+    except CalibrationError as error:
+        detail = str(error)
+    return Check(subject=entry.path, quantity="first node", passed=False, detail=detail)
+
+
+def _middle(picture: PictureArray) -> PictureArray:
+    """(1, SIDE_PX, SIDE_PX, 3), repeated where the picture is smaller."""
+    rows, columns = (-(-SIDE_PX // side) for side in picture.shape[:2])
+    whole = np.tile(picture, (rows, columns, 1))
+    top, left = ((side - SIDE_PX) // 2 for side in whole.shape[:2])
+    return np.ascontiguousarray(whole[top : top + SIDE_PX, left : left + SIDE_PX])[None]
+
+
+def _pytorch(network: MsanNetwork, picture: PictureArray) -> PictureArray:
+    with torch.inference_mode():
+        deblurred = network(torch.from_numpy(picture).permute(0, 3, 1, 2).float() / 255).clamp(0, 1)
+    return (deblurred.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+
+
+def _difference(one: PictureArray, other: PictureArray) -> tuple[float, float]:
+    """Largest difference in levels, and PSNR in dB."""
+    levels = one.astype(np.float64) - other
+    error = float(np.mean(np.square(levels)))
+    return float(np.abs(levels).max()), math.inf if error == 0 else 10 * math.log10(255**2 / error)
