@@ -118,17 +118,22 @@ def verify(
     json: Annotated[
         Path | None, typer.Option("--json", help="Where to write the figures (default: BUNDLE.parity.json beside it).")
     ] = None,
+    thresholds: Annotated[
+        Path | None, typer.Option(help="TOML file of other bounds than the shipped ones (docs/acceptance.md).")
+    ] = None,
 ) -> None:
     """Compare a bundle with its checkpoint in PyTorch. Exit code 1 if anything is out of bounds."""
     from msan.checkpoint import find_checkpoint, load_checkpoint
     from msan_export.parity import sample_cases, verify_bundle
     from msan_export.report import parity_json
+    from msan_export.thresholds import read_thresholds
     from msan_runtime.atomic import write_text
     from msan_runtime.bundle import find_bundle
 
+    bounds = read_thresholds(thresholds)
     loaded, folder, cases = load_checkpoint(find_checkpoint(checkpoint)), find_bundle(bundle), sample_cases(pictures)
     with errors.status("comparing"):
-        report = verify_bundle(loaded, folder, cases)
+        report = verify_bundle(loaded, folder, cases, bounds)
     _print_verdict(report)
     # A shipped bundle lies among the installed packages: its figures go to the working folder.
     beside = folder.resolve().parent if Path(bundle).is_dir() else Path.cwd()

@@ -14,10 +14,6 @@ from msan_calib.walk import Step, Walker
 
 __all__ = ["Departure", "first_departure"]
 
-TOLERANCES: Mapping[str, float] = {"fp32": 1e-3, "fp16": 0.05, "int8": 0.5, "fp8": 0.5}
-"""RMS of the error over RMS of the tensor, by the graph's precision. What a type loses by rounding adds up from node to
-node and stays well below; a changed weight, an overflow or an underflow does not."""
-
 Arrays = dict[str, npt.NDArray[np.float32]]
 
 
@@ -34,16 +30,18 @@ class Departure:
 
 
 def first_departure(
-    model: onnx.ModelProto, reference: onnx.ModelProto, feed: Mapping[str, npt.NDArray[Any]], *, precision: str
+    model: onnx.ModelProto, reference: onnx.ModelProto, feed: Mapping[str, npt.NDArray[Any]], *, tolerance: float
 ) -> Departure | None:
     """The first node of ``model``, in the order in which it runs, whose output is not that of ``reference``.
 
     Outputs are matched by the tensor's name, which casting and quantising keep; NaN and infinity count in any tensor.
 
     Args:
-        model: the graph that is off, of ``precision``.
+        model: the graph that is off.
         reference: the FP32 graph of the same network.
         feed: inputs of both.
+        tolerance: RMS of the error over RMS of the tensor. What a type loses by rounding adds up from node to node and
+            stays well below; a changed weight, an overflow or an underflow does not.
 
     Raises:
         CalibrationError: if a node cannot be run.
@@ -58,7 +56,7 @@ def first_departure(
 
     def look(step: Step) -> None:
         for name, values in step.float_outputs().items():
-            words = None if found else _off(values.astype(np.float32), expected.get(name), TOLERANCES[precision])
+            words = None if found else _off(values.astype(np.float32), expected.get(name), tolerance)
             if words is not None:
                 found.append(Departure(node=step.node.name or name, operator=step.node.op_type, words=words))
 

@@ -19,7 +19,7 @@ from msan_calib.network import CalibrationError
 from msan_calib.walk import Walker
 from msan_export.departure import first_departure
 from msan_export.onnx import onnx_from_checkpoint
-from msan_export.thresholds import QUANTIZED, UINT8
+from msan_export.thresholds import Threshold, Thresholds
 from msan_export.verdict import Case, Check
 from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME, PictureArray
 from msan_runtime.manifest import GraphEntry
@@ -33,7 +33,13 @@ Graphs = Sequence[tuple[GraphEntry, onnx.ModelProto]]
 
 
 def nodewise_checks(
-    checkpoint: Checkpoint, graphs: Graphs, network: MsanNetwork, cases: Sequence[Case], *, off: Collection[str]
+    checkpoint: Checkpoint,
+    graphs: Graphs,
+    network: MsanNetwork,
+    cases: Sequence[Case],
+    bounds: Thresholds,
+    *,
+    off: Collection[str],
 ) -> Iterator[Check]:
     """A check for each graph below FP32, and for each graph that is off the first node where it leaves the network.
 
@@ -42,6 +48,7 @@ def nodewise_checks(
         graphs: entries and models.
         network: of the checkpoint, in PyTorch.
         cases: pictures; the middle of each is run.
+        bounds: on pictures, and on nodes.
         off: paths of graphs that failed another check.
     """
     pictures = [_middle(case.picture) for case in cases]
@@ -49,18 +56,21 @@ def nodewise_checks(
     for entry, model in graphs:
         wrong = entry.path in off
         if entry.precision != "fp32" and entry.io == "uint8":
-            check = _typed(entry, model, pictures, references)
+            check = _typed(entry, model, pictures, references, bounds.of_pictures(entry.precision))
             wrong = wrong or check.passed is False
             yield check
         if wrong:
-            yield _where(checkpoint, network, entry, model, pictures)
+            yield _where(checkpoint, network, entry, model, pictures, bounds.first_node[entry.precision])
 
 
 def _typed(
-    entry: GraphEntry, model: onnx.ModelProto, pictures: Sequence[PictureArray], references: Sequence[PictureArray]
+    entry: GraphEntry,
+    model: onnx.ModelProto,
+    pictures: Sequence[PictureArray],
+    references: Sequence[PictureArray],
+    threshold: Threshold,
 ) -> Check:
     """The worst of all pictures."""
-    threshold = QUANTIZED if entry.precision in ("int8", "fp8") else UINT8
     try:
         walker = Walker(model)
         given = [walker.run({INPUT_NAME: picture})[OUTPUT_NAME] for picture in pictures]
@@ -87,6 +97,7 @@ def _where(
     entry: GraphEntry,
     model: onnx.ModelProto,
     pictures: Sequence[PictureArray],
+    tolerance: float,
 ) -> Check:
     """The first node that leaves the graph of the checkpoint, on the first picture that shows one."""
     reference = onnx_from_checkpoint(checkpoint, io=entry.io, attention=network.attention)
@@ -94,7 +105,7 @@ def _where(
     try:
         for picture in pictures:
             feed = picture if entry.io == "uint8" else picture.astype(np.float32) / 255
-            found = first_departure(model, reference, {INPUT_NAME: feed}, precision=entry.precision)
+            found = first_departure(model, reference, {INPUT_NAME: feed}, tolerance=tolerance)
             if found is not None:
                 detail = str(found)
                 break

@@ -25,7 +25,7 @@ from msan_export._polygraphy import BaseRunner, Comparator, IterationResult, Onn
 from msan_export.graph import DeployableMsan
 from msan_export.nodewise import nodewise_checks
 from msan_export.steadiness import steadiness_checks
-from msan_export.thresholds import FLOAT_FP32, QUANTIZED, UINT8
+from msan_export.thresholds import Thresholds, read_thresholds
 from msan_export.verdict import Case, Check, ParityReport
 from msan_runtime.attention import Attention
 from msan_runtime.backends import ort
@@ -66,8 +66,12 @@ def sample_cases(folder: Path | None = None) -> list[Case]:
     return [_case(file) for file in files]
 
 
-def verify_bundle(checkpoint: Checkpoint, folder: Path, cases: Sequence[Case]) -> ParityReport:
+def verify_bundle(
+    checkpoint: Checkpoint, folder: Path, cases: Sequence[Case], thresholds: Thresholds | None = None
+) -> ParityReport:
     """Compare everything in the bundle at ``folder`` with ``checkpoint`` on the given pictures.
+
+    ``thresholds`` are the shipped ones if left out.
 
     A file whose hash is not the manifest's is a failed check, and is not run: it is not what was
     deployed, and engines are executable content. A graph's weights are still compared, to tell what
@@ -76,6 +80,7 @@ def verify_bundle(checkpoint: Checkpoint, folder: Path, cases: Sequence[Case]) -
     Raises:
         BundleError: if there is no readable bundle.
     """
+    bounds = thresholds or read_thresholds()
     manifest = load_manifest(folder)
     hashes = _hashes(folder, manifest)
     changed = {check.subject for check in hashes if not check.passed}
@@ -90,12 +95,12 @@ def verify_bundle(checkpoint: Checkpoint, folder: Path, cases: Sequence[Case]) -
         _add(
             runners, checks, entry.path, None if changed else partial(_engine_runner, folder, manifest, entry), "uint8"
         )
-    checks += _compare(runners, cases)
+    checks += _compare(runners, cases, bounds)
     graphs = [(entry, folder / entry.path) for entry in manifest.graphs if entry.path not in changed]
     readable = [(entry, onnx.load(path)) for entry, path in graphs]
-    checks += steadiness_checks(readable, cases[0])
+    checks += steadiness_checks(readable, cases[0], bounds)
     off = {check.subject for check in checks if check.passed is False}
-    checks += nodewise_checks(checkpoint, readable, network, cases, off=off)
+    checks += nodewise_checks(checkpoint, readable, network, cases, bounds, off=off)
     return ParityReport(bundle=folder.name, checkpoint_sha256=checkpoint.sha256, checks=tuple(checks))
 
 
@@ -223,13 +228,13 @@ def _with_float_output(model: onnx.ModelProto) -> bytes:
     return tapped.SerializeToString()
 
 
-def _compare(runners: Sequence[Any], cases: Sequence[Case]) -> list[Check]:
+def _compare(runners: Sequence[Any], cases: Sequence[Case], bounds: Thresholds) -> list[Check]:
     """Run all runners on all cases, each once, and compare the others with the first, the reference."""
     feeds = [{INPUT_NAME: _padded(case.picture)} for case in cases]
     reference = Comparator.run(runners[:1], data_loader=feeds)
     checks: list[Check] = []
     for runner in runners[1:]:
-        recorder = _Recorder(runner.subject, runner.precision, cases)
+        recorder = _Recorder(runner.subject, runner.precision, cases, bounds)
         try:
             results = Comparator.run([runner], data_loader=feeds)
             Comparator.compare_accuracy([reference, results], compare_func=recorder)
@@ -247,10 +252,11 @@ def _padded(picture: PictureArray) -> PictureArray:
 class _Recorder:
     """A Polygraphy compare function that holds each picture against its threshold and records a Check."""
 
-    def __init__(self, subject: str, precision: str, cases: Sequence[Case]) -> None:
+    def __init__(self, subject: str, precision: str, cases: Sequence[Case], bounds: Thresholds) -> None:
         self.subject = subject
         self.precision = precision
         self.cases = cases
+        self.bounds = bounds
         self.checks: list[Check] = []
         self._index = 0
 
@@ -264,8 +270,8 @@ class _Recorder:
     def _check(self, name: str, reference: npt.NDArray[Any], result: npt.NDArray[Any], case: Case) -> Check:
         is_float = name == FLOAT_NAME
         # The float picture of an FP16 graph is checked for NaN only: its bounds are those of the saved picture.
-        bound = QUANTIZED if self.precision in ("int8", "fp8") else UINT8
-        threshold = FLOAT_FP32 if is_float and self.precision == "fp32" else bound
+        exact = is_float and self.precision == "fp32"
+        threshold = self.bounds.float_fp32 if exact else self.bounds.of_pictures(self.precision)
         if is_float and self.precision != "fp32":
             reference, result = reference * np.float32(255), result * np.float32(255)
         worst, psnr_db = _differences(reference, result, threshold.peak)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from msan_export.thresholds import Thresholds
 from msan_export.verdict import Case, Check
 from msan_runtime.backends import ort
 from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME, pad_to, round_up
@@ -17,11 +18,10 @@ from msan_runtime.manifest import GraphEntry
 
 __all__ = ["steadiness_checks"]
 
-LARGEST_LEVELS = 1.0
-"""How far apart two runs may be, in levels of 255: other kernels for a fixed size may round otherwise."""
 
-
-def steadiness_checks(graphs: Sequence[tuple[GraphEntry, onnx.ModelProto]], case: Case) -> Iterator[Check]:
+def steadiness_checks(
+    graphs: Sequence[tuple[GraphEntry, onnx.ModelProto]], case: Case, bounds: Thresholds
+) -> Iterator[Check]:
     """Two checks for each graph, on ``case``, in ONNX Runtime on the CPU."""
     height, width = (round_up(side) for side in case.picture.shape[:2])
     picture = np.ascontiguousarray(pad_to(case.picture, height, width)[None])
@@ -35,18 +35,24 @@ def steadiness_checks(graphs: Sequence[tuple[GraphEntry, onnx.ModelProto]], case
         except BackendError as error:
             yield Check(subject=entry.path, quantity="twice", case=case.name, passed=False, detail=str(error))
             continue
-        yield _check(entry, "twice", case, first, second, scale)
-        yield _check(entry, "fixed", case, first, static, scale)
+        yield _check(entry, "twice", case, first, second, scale, bounds.steady_levels)
+        yield _check(entry, "fixed", case, first, static, scale, bounds.steady_levels)
 
 
 def _check(
-    entry: GraphEntry, quantity: str, case: Case, one: npt.NDArray[Any], other: npt.NDArray[Any], scale: float
+    entry: GraphEntry,
+    quantity: str,
+    case: Case,
+    one: npt.NDArray[Any],
+    other: npt.NDArray[Any],
+    scale: float,
+    most_levels: float,
 ) -> Check:
     if np.array_equal(one, other):
         return Check(subject=entry.path, quantity=quantity, case=case.name, passed=True, detail="equal to the bit")
     levels = float(np.abs(one.astype(np.float64) - other).max()) * scale
-    detail = f"apart by up to {levels:.3g} levels of 255 (≤ {LARGEST_LEVELS:g})"
-    passed = levels <= LARGEST_LEVELS
+    detail = f"apart by up to {levels:.3g} levels of 255 (≤ {most_levels:g})"
+    passed = levels <= most_levels
     return Check(subject=entry.path, quantity=quantity, case=case.name, passed=passed, detail=detail)
 
 

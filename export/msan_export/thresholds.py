@@ -1,11 +1,23 @@
-"""What a conversion must reach to pass: set before anything is measured."""
+"""What a conversion must reach to pass: read from one TOML file, set before anything is measured."""
 
 from __future__ import annotations
 
 import math
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-__all__ = ["FLOAT_FP32", "QUANTIZED", "UINT8", "Threshold"]
+from msan_runtime.errors import MsanError
+
+__all__ = ["DEFAULT_FILE", "Threshold", "Thresholds", "ThresholdsError", "read_thresholds"]
+
+DEFAULT_FILE = Path(__file__).with_name("thresholds.toml")
+
+
+class ThresholdsError(MsanError):
+    """A file of thresholds that cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +40,61 @@ class Threshold:
         return max_difference <= self.max_difference and psnr_db >= self.psnr_db and not math.isnan(psnr_db)
 
 
-FLOAT_FP32 = Threshold(max_difference=1e-4, psnr_db=100.0, peak=1.0)
-"""FP32 graph against PyTorch, before rounding to 8 bits."""
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """All bounds of ``msan verify``; ``thresholds.toml`` says what each is for.
 
-UINT8 = Threshold(max_difference=3.0, psnr_db=50.0, peak=255.0)
-"""Any graph or engine against PyTorch in FP32, on saved pictures."""
+    Attributes:
+        float_fp32, uint8, quantized: of pictures.
+        steady_levels: of two runs, in levels of 255.
+        first_node: relative RMS error from which a node is named, by precision.
+    """
 
-QUANTIZED = Threshold(max_difference=64.0, psnr_db=40.0, peak=255.0)
-"""An INT8 or FP8 graph or engine against PyTorch in FP32: that it is the same picture. What it may lose of quality is
-held to the budget of ``msan calibrate``, on pictures whose sharp form is known."""
+    float_fp32: Threshold
+    uint8: Threshold
+    quantized: Threshold
+    steady_levels: float
+    first_node: Mapping[str, float]
+
+    def of_pictures(self, precision: str) -> Threshold:
+        """The bounds of saved pictures of a graph or engine of ``precision``."""
+        return self.quantized if precision in ("int8", "fp8") else self.uint8
+
+
+def read_thresholds(path: Path | None = None) -> Thresholds:
+    """The bounds in ``path``, and the shipped ones where it says nothing.
+
+    Raises:
+        ThresholdsError: if it cannot be read, or names or values in it are unknown.
+    """
+    values = _parsed(DEFAULT_FILE)
+    if path is not None:
+        for table, changes in _parsed(path).items():
+            checked = _checked(path, table, changes, values)
+            values[table] = {**values[table], **checked}
+    pictures = {
+        name: Threshold(**values[name], peak=peak)
+        for name, peak in (("float_fp32", 1.0), ("uint8", 255.0), ("quantized", 255.0))
+    }
+    return Thresholds(**pictures, steady_levels=values["steady"]["max_difference"], first_node=values["first_node"])
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ThresholdsError(f"cannot read the thresholds in {path}: {error}") from error
+
+
+def _checked(path: Path, table: str, changes: object, known: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The changes of one table, all of them known and numbers that can bound something."""
+    if table not in known or not isinstance(changes, dict):
+        raise ThresholdsError(f"{path} has {table!r}; there are the tables {', '.join(known)}")
+    checked: dict[str, float] = {}
+    for name, value in changes.items():
+        if name not in known[table]:
+            raise ThresholdsError(f"{path}, [{table}] has {name!r}; there are {', '.join(known[table])}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ThresholdsError(f"{path}, [{table}] {name} is a number of 0 or more, not {value!r}")
+        checked[str(name)] = float(value)
+    return checked

@@ -173,7 +173,7 @@ def test_verify_on_pictures_of_ones_own(msan: Run, tiny: Checkpoint, bundle: Pat
     finished = msan("verify", tiny.path, bundle, "--pictures", tmp_path / "mine", "--json", tmp_path / "p.json")
     assert finished.code == 0
     cases = {check["case"] for check in json.loads((tmp_path / "p.json").read_text())["checks"] if check["case"]}
-    assert cases == {"holiday.jpg 203×301"}
+    assert cases == {"holiday.jpg 203×301", "1 × 64×64"}
 
 
 def test_verify_without_a_bundle(msan: Run, tiny: Checkpoint, tmp_path: Path) -> None:
