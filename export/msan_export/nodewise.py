@@ -53,6 +53,7 @@ def nodewise_checks(
     """
     pictures = [_middle(case.picture) for case in cases]
     references = [_pytorch(network, picture) for picture in pictures]
+    good = {entry.io: model for entry, model in graphs if entry.precision == "fp32" and entry.path not in off}
     for entry, model in graphs:
         wrong = entry.path in off
         if entry.precision != "fp32" and entry.io == "uint8":
@@ -60,7 +61,9 @@ def nodewise_checks(
             wrong = wrong or check.passed is False
             yield check
         if wrong:
-            yield _where(checkpoint, network, entry, model, pictures, bounds.first_node[entry.precision])
+            if entry.io not in good:
+                good[entry.io] = onnx_from_checkpoint(checkpoint, io=entry.io, attention=network.attention)
+            yield _where(good[entry.io], entry, model, pictures, bounds.first_node[entry.precision])
 
 
 def _typed(
@@ -92,15 +95,13 @@ def _typed(
 
 
 def _where(
-    checkpoint: Checkpoint,
-    network: MsanNetwork,
+    reference: onnx.ModelProto,
     entry: GraphEntry,
     model: onnx.ModelProto,
     pictures: Sequence[PictureArray],
     tolerance: float,
 ) -> Check:
-    """The first node that leaves the graph of the checkpoint, on the first picture that shows one."""
-    reference = onnx_from_checkpoint(checkpoint, io=entry.io, attention=network.attention)
+    """The first node that leaves ``reference``, on the first picture that shows one."""
     detail = "no single node is off on these pictures"
     try:
         for picture in pictures:
