@@ -100,6 +100,7 @@ def test_recipes_that_make_no_sense_are_refused(tiny_bundle: Path, change: dict[
         Recipe.from_dict(told)
 
 
+@pytest.mark.slow
 def test_a_bundle_is_made_again(bundle: Path, tiny: Checkpoint) -> None:
     found = reproduce(open_bundle(bundle), tiny.path)
     assert found.passed, found
@@ -134,6 +135,7 @@ def test_a_bundle_of_schema_1_cannot_say_how_it_was_made(bundle: Path, tiny: Che
         reproduce(open_bundle(bundle), tiny.path)
 
 
+@pytest.mark.slow
 def test_the_command_finds_the_checkpoint_beside_the_bundle(bundle: Path, tiny: Checkpoint) -> None:
     shutil.copyfile(tiny.path, bundle.parent / tiny.path.name)
     command = [sys.executable, "-c", "from msan_runtime.cli import main; main()", "reproduce", str(bundle)]
