@@ -10,6 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch", reason="PyTorch is not installed")
+pytest.importorskip("safetensors", reason="safetensors is not installed")
+
 import torch
 from PIL import Image
 
@@ -47,7 +51,7 @@ class StoppedError(Exception):
 @pytest.fixture(scope="module", autouse=True)
 def needs_a_gpu() -> None:
     if not torch.cuda.is_available():
-        pytest.skip("PyTorch finds no GPU here")
+        pytest.skip("PyTorch finds no GPU")
 
 
 @pytest.fixture(scope="module")

@@ -181,6 +181,10 @@ def test_out_of_memory_of_the_caller_is_the_callers(noise: Noise, caplog: pytest
         ("Non-zero status code returned while running Conv node. std::bad_alloc", OutOfMemoryError),
         ("CUDA failure 2: out of memory ; GPU=0", OutOfMemoryError),
         ("CUBLAS_STATUS_ALLOC_FAILED", OutOfMemoryError),
+        ("CUDNN failure: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED ; GPU=0", OutOfMemoryError),
+        ("Available memory of 1048576 is smaller than requested bytes of 268435456", OutOfMemoryError),
+        ("CUDA_ERROR_OUT_OF_MEMORY", OutOfMemoryError),
+        ("CUDA failure 700: an illegal memory access was encountered ; GPU=0", BackendError),
         ("INVALID_ARGUMENT : Got invalid dimensions", BackendError),
     ],
 )

@@ -20,8 +20,17 @@ OrtName = Literal["ort-cpu", "ort-cuda"]
 PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
 EXTRAS = {"ort-cpu": "cpu", "ort-cuda": "cuda"}
 
-OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "bad allocation", "out of memory", "alloc_failed")
-"""What ONNX Runtime and CUDA say when memory does not suffice, in lower case."""
+OUT_OF_MEMORY = (
+    "failed to allocate",
+    "bad_alloc",
+    "bad allocation",
+    "out of memory",
+    "out_of_memory",
+    "alloc_failed",
+    "allocation_failed",
+    "smaller than requested bytes",
+)
+"""What ONNX Runtime, CUDA, cuBLAS and cuDNN say when memory does not suffice, in lower case."""
 
 
 class OrtBackend(Backend):
