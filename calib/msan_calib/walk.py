@@ -62,6 +62,8 @@ class NodeRunner:
         self._options.log_severity_level = 4
         # An arena would keep the largest tensor of each session.
         self._options.enable_cpu_mem_arena = False
+        # There is a session for each kind of node: their threads would wait in loops, and take the cores from the rest.
+        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             self._options.intra_op_num_threads = threads
 
