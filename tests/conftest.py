@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from msan.checkpoint import Checkpoint
 from msan.spec import ModelSpec
 
-CheckpointMaker = Callable[[ModelSpec], Checkpoint]
+if TYPE_CHECKING:
+    from msan.checkpoint import Checkpoint  # needs PyTorch, which tests of the runtime do without
+
+CheckpointMaker = Callable[[ModelSpec], "Checkpoint"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -53,9 +56,9 @@ def tiny(make_checkpoint: CheckpointMaker) -> Checkpoint:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of ``tiny`` for one RTX family; tests copy it before they change it."""
+    from msan_export.acceptance.cases import sample_cases
     from msan_export.bundle import deploy
     from msan_export.engine import EngineSpec
-    from msan_export.parity import sample_cases
     from msan_runtime.targets import capabilities_named
 
     folder = tmp_path_factory.mktemp("bundle") / "tiny"

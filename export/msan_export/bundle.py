@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,19 +18,24 @@ from msan_calib.files import finished_graph, half_graph
 from msan_calib.network import network_of
 from msan_calib.report import calibration_body
 from msan_calib.samples import SampleSet
+from msan_export.acceptance.verdict import Case, ParityReport
+from msan_export.acceptance.verify import QUICK, verify_bundle
 from msan_export.artifact import OPSET, OnnxArtifact, save_onnx
 from msan_export.engine import ENGINE_SUFFIX, EngineSpec, OnPhase, build_engine, engine_entry, engine_json
 from msan_export.onnx import float16_from_float32, onnx_from_checkpoint
-from msan_export.parity import Case, ParityReport, verify_bundle
 from msan_export.recipe import Recipe, git_commit, recipe_of
-from msan_export.report import parity_json
+from msan_export.report.document import parity_json
+from msan_export.report.page import report_html
 from msan_export.self_test import write_self_test
+from msan_export.versions import TOOLS
 from msan_runtime.atomic import write_bytes, write_text
 from msan_runtime.attention import DEFAULT_ATTENTION, Attention
 from msan_runtime.contract import CONTRACT_VERSION
 from msan_runtime.errors import BundleError, CheckFailedError
+from msan_runtime.machine import installed_versions
 from msan_runtime.manifest import (
     MANIFEST_NAME,
+    BundleFile,
     EngineEntry,
     GraphEntry,
     Manifest,
@@ -47,10 +51,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Calibration", "Deployment", "deploy"]
 
-TOOLS = ("msan", "torch", "onnx", "onnxscript", "onnxruntime", "polygraphy", "tensorrt-rtx", "tensorrt")
-
-
 CALIBRATION_NAME = "calibration.json"
+
+REPORT_EXHIBITS, REPORT_BYTES = 4, 300_000
+"""A bundle's own page is small; `msan verify` writes a whole one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,30 +130,19 @@ def deploy(
         manifest = replace(manifest, attention=str(attention), self_test=test, files=files, recipe=recipe.to_dict())
         save_manifest(manifest, stage)
         say(f"verifying against PyTorch on {len(cases)} pictures")
-        report = replace(verify_bundle(checkpoint, stage, cases), bundle=folder.name)
+        report = _named(verify_bundle(checkpoint, stage, cases, QUICK), folder)
         if not report.passed:
             raise _refused(report, folder)
-        write_text(stage / "parity.json", parity_json(report))
+        reports = _write_reports(report, stage)
         manifest = replace(
             manifest,
-            files=(*manifest.files, describe_file(stage, "parity.json")),
-            provenance={**manifest.provenance, "verified": _verified(report)},
+            files=(*manifest.files, *reports),
+            provenance={**manifest.provenance, **_verified(report)},
         )
         save_manifest(manifest, stage)
         if signing_key is not None:
             sign_manifest(read_manifest(stage), signing_key, stage)
     return Deployment(folder=folder, manifest=manifest, report=report)
-
-
-def tool_versions() -> dict[str, str]:
-    """Versions of the installed tools that a bundle depends on."""
-    found: dict[str, str] = {}
-    for tool in TOOLS:
-        try:
-            found[tool] = version(tool)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _write_graphs(
@@ -209,12 +202,30 @@ def _origin(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
     return {"reproduce": recipe.command(checkpoint.path.name), **({} if commit is None else {"git_commit": commit})}
 
 
-def _verified(report: ParityReport) -> str:
-    """What verification came to; ``parity.json`` has every figure and its bound."""
+def _named(report: ParityReport, folder: Path) -> ParityReport:
+    """The report of the bundle that is staged, under the name that it will have."""
+    return replace(report, settings=replace(report.settings, bundle=folder.name, manifest_sha256=None))
+
+
+def _write_reports(report: ParityReport, stage: Path) -> tuple[BundleFile, ...]:
+    """Write the figures, and a small page of them, into the bundle."""
+    write_text(stage / "parity.json", parity_json(report))
+    write_text(stage / "report.html", report_html(report, exhibits=REPORT_EXHIBITS, budget_bytes=REPORT_BYTES))
+    return describe_file(stage, "parity.json"), describe_file(stage, "report.html")
+
+
+def _verified(report: ParityReport) -> dict[str, str]:
+    """What verification came to, and the bounds on saved pictures; ``parity.json`` has every figure and its bound."""
     figures = [check for check in report.checks if check.psnr_db is not None and check.quantity == "uint8"]
     worst = min((check.psnr_db or 0.0 for check in figures), default=math.nan)
     passed = sum(check.passed is True for check in report.checks)
-    return f"{passed} checks passed, saved pictures at least {worst:.1f} dB from PyTorch FP32"
+    bounds = report.settings.thresholds
+    kinds = (("FP32 and FP16", bounds.uint8), ("INT8 and FP8", bounds.quantized))
+    told = "; ".join(f"{kind} ≤ {bound.max_difference:g} levels, ≥ {bound.psnr_db:g} dB" for kind, bound in kinds)
+    return {
+        "verified": f"{passed} checks passed, saved pictures at least {worst:.1f} dB from PyTorch FP32",
+        "thresholds": told,
+    }
 
 
 def _manifest(
@@ -233,7 +244,7 @@ def _manifest(
         graphs=graphs,
         engines=(engine,),
         files=tuple(describe_file(stage, path) for path in paths),
-        versions=tool_versions(),
+        versions=installed_versions(TOOLS),
         provenance={
             "checkpoint": checkpoint.path.name,
             "checkpoint_sha256": checkpoint.sha256,

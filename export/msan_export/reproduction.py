@@ -9,11 +9,13 @@ from pathlib import Path
 
 from msan.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from msan_calib.samples import choose_samples
-from msan_export.bundle import Calibration, Deployment, deploy, tool_versions
-from msan_export.parity import sample_cases
+from msan_export.acceptance.cases import sample_cases
+from msan_export.bundle import Calibration, Deployment, deploy
 from msan_export.recipe import Recipe
+from msan_export.versions import TOOLS
 from msan_runtime.bundle import Bundle, shipped_bundles
 from msan_runtime.errors import BundleError
+from msan_runtime.machine import installed_versions
 from msan_runtime.manifest import Manifest
 
 __all__ = ["Comparison", "Reproduction", "reproduce"]
@@ -138,7 +140,7 @@ def _types(types: Mapping[str, int]) -> str:
 
 
 def _other_versions(manifest: Manifest) -> dict[str, str]:
-    here = tool_versions()
+    here = installed_versions(TOOLS)
     then = manifest.versions
     names = sorted(name for name in {*then, *here} if then.get(name) != here.get(name))
     return {name: f"{then.get(name, 'none')} → {here.get(name, 'none')}" for name in names}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
 from msan.checkpoint import Checkpoint, network_from_checkpoint
-from msan_export.parity import sample_cases
+from msan_export.acceptance.cases import sample_cases, sized
 from msan_runtime.attention import Attention
 from msan_runtime.contract import PictureArray
 from msan_runtime.manifest import Profile, SelfTest
@@ -28,18 +27,11 @@ def write_self_test(checkpoint: Checkpoint, folder: Path, profile: Profile, atte
     height, width = (
         min(max(SIDE_PX, least), most) for least, most in zip(profile.min[1:], profile.max[1:], strict=True)
     )
-    blurred = _middle(sample_cases()[0].picture, height, width)
+    blurred = sized(sample_cases()[0].picture, height, width)
     test = SelfTest(blurred="self-test.blurred.png", deblurred="self-test.deblurred.png")
     Image.fromarray(blurred).save(folder / test.blurred)
     Image.fromarray(_reference(checkpoint, attention, blurred)).save(folder / test.deblurred)
     return test
-
-
-def _middle(picture: PictureArray, height: int, width: int) -> PictureArray:
-    """The middle of ``picture``, repeated where it is smaller than that."""
-    whole = np.tile(picture, (-(-height // picture.shape[0]), -(-width // picture.shape[1]), 1))
-    top, left = (whole.shape[0] - height) // 2, (whole.shape[1] - width) // 2
-    return whole[top : top + height, left : left + width].copy()
 
 
 def _reference(checkpoint: Checkpoint, attention: Attention, blurred: PictureArray) -> PictureArray:

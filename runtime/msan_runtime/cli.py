@@ -43,7 +43,9 @@ EXTRA_OF_COMMAND = {
     "evaluate": "train",
     "calibrate": "calib",
 }
-HEAVY_PACKAGES = frozenset({"torch", "safetensors", "onnx", "onnxscript", "polygraphy", "google"})
+HEAVY_PACKAGES = frozenset(
+    {"torch", "safetensors", "onnx", "onnxscript", "polygraphy", "google", "jinja2", "markupsafe"}
+)
 
 
 def main() -> None:

@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import hashlib
+from collections.abc import Callable, Generator
 
 import onnx
 import pytest
 
 from msan.checkpoint import Checkpoint
-from msan_export import nodewise
+from msan_export import bundle
+from msan_export.acceptance import nodewise
+from msan_export.onnx import onnx_from_checkpoint
 from msan_runtime.attention import Attention
 from msan_runtime.contract import Io
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_export_for_a_checkpoint() -> Generator[None]:
-    """The graph that a failing one is held against is the same in every test of a checkpoint."""
-    export = nodewise.onnx_from_checkpoint
+def weights_digest(checkpoint: Checkpoint) -> str:
+    """Of the weights themselves: tests change them without writing a file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(checkpoint.state.items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+Exporter = Callable[..., onnx.ModelProto]
+
+
+@pytest.fixture(scope="session")
+def remembered_export() -> Exporter:
+    """``onnx_from_checkpoint`` that exports weights once."""
     made: dict[tuple[str, Io, str], onnx.ModelProto] = {}
 
     def remembered(checkpoint: Checkpoint, *, io: Io, attention: Attention) -> onnx.ModelProto:
-        key = (checkpoint.sha256, io, str(attention))
+        key = (weights_digest(checkpoint), io, str(attention))
         if key not in made:
-            made[key] = export(checkpoint, io=io, attention=attention)
-        return made[key]
+            made[key] = onnx_from_checkpoint(checkpoint, io=io, attention=attention)
+        copied = onnx.ModelProto()
+        copied.CopyFrom(made[key])
+        return copied
 
+    return remembered
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_export_for_a_checkpoint(remembered_export: Exporter) -> Generator[None]:
+    """What is deployed, and what a failing graph is held against, is the same in every test of a checkpoint."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nodewise, "onnx_from_checkpoint", remembered)
+        for module in (bundle, nodewise):
+            patch.setattr(module, "onnx_from_checkpoint", remembered_export)
         yield

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from tests.export.conftest import Exporter
 
 from msan.checkpoint import Checkpoint
 from msan_runtime.cli import main
@@ -27,6 +28,12 @@ class Finished:
 
 
 Run = Callable[..., Finished]
+
+
+@pytest.fixture(autouse=True)
+def export_once(remembered_export: Exporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same weights are exported by several tests here."""
+    monkeypatch.setattr("msan_export.onnx.onnx_from_checkpoint", remembered_export)
 
 
 @pytest.fixture
@@ -149,10 +156,11 @@ def test_build_fails_with_1_if_the_types_are_not_what_was_asked(msan: Run, bundl
 
 
 def test_verify_passes_a_deployed_bundle(msan: Run, tiny: Checkpoint, bundle: Path) -> None:
-    finished = msan("verify", tiny.path, bundle)
+    finished = msan("verify", tiny.path, bundle, "--quick")
     assert finished.code == 0
     assert "PASS" in finished.out
     assert json.loads(bundle.with_name("bundle.parity.json").read_text())["passed"] is True
+    assert "PASS" in bundle.with_name("bundle.report.html").read_text()
 
 
 def test_verify_fails_with_1_after_one_bit_of_a_graph_changed(msan: Run, tiny: Checkpoint, bundle: Path) -> None:
@@ -160,7 +168,7 @@ def test_verify_fails_with_1_after_one_bit_of_a_graph_changed(msan: Run, tiny: C
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x40
     path.write_bytes(data)
-    finished = msan("verify", tiny.path, bundle)
+    finished = msan("verify", tiny.path, bundle, "--quick")
     assert finished.code == 1
     assert "FAIL" in finished.out
     assert json.loads(bundle.with_name("bundle.parity.json").read_text())["passed"] is False
@@ -170,10 +178,31 @@ def test_verify_on_pictures_of_ones_own(msan: Run, tiny: Checkpoint, bundle: Pat
     sample = Path(__file__).parents[2] / "export" / "msan_export" / "samples" / "odd.jpg"
     (tmp_path / "mine").mkdir()
     shutil.copy(sample, tmp_path / "mine" / "holiday.jpg")
-    finished = msan("verify", tiny.path, bundle, "--pictures", tmp_path / "mine", "--json", tmp_path / "p.json")
+    asked = ["--pictures", tmp_path / "mine", "--json", tmp_path / "p.json", "--quick"]
+    finished = msan("verify", tiny.path, bundle, *asked)
     assert finished.code == 0
     cases = {check["case"] for check in json.loads((tmp_path / "p.json").read_text())["checks"] if check["case"]}
-    assert cases == {"holiday.jpg 203×301", "1 × 64×64"}
+    assert cases == {"holiday.jpg 203×301", "1 picture", "1 × 64×64"}
+
+
+def test_verify_on_pairs_with_a_stricter_bound(msan: Run, tiny: Checkpoint, bundle: Path, tmp_path: Path) -> None:
+    sample = Path(__file__).parents[2] / "export" / "msan_export" / "samples" / "odd.jpg"
+    for part in ("input", "target"):
+        (tmp_path / "pairs" / part).mkdir(parents=True)
+        for number in range(3):
+            shutil.copy(sample, tmp_path / "pairs" / part / f"{number}.jpg")
+    asked = ["--pairs", tmp_path / "pairs", "--limit", "2", "--quick", "--json", tmp_path / "p.json"]
+    finished = msan("verify", tiny.path, bundle, *asked)
+    assert finished.code == 0
+    body = json.loads((tmp_path / "p.json").read_text())
+    assert {len(scores["names"]) for scores in body["pairs"]} == {2}
+    (tmp_path / "none.toml").write_text("[pairs_loss_db]\nfp16 = 0\nfp32 = 0\nbf16 = 0\n")
+    finished = msan("verify", tiny.path, bundle, *asked, "--thresholds", tmp_path / "none.toml")
+    assert finished.code == (0 if all(scores["change"]["psnr_db"]["low"] >= 0 for scores in body["pairs"]) else 1)
+
+
+def test_verify_on_what_holds_no_pairs(msan: Run, tiny: Checkpoint, bundle: Path, tmp_path: Path) -> None:
+    check_refused(msan("verify", tiny.path, bundle, "--pairs", tmp_path / "none"), 2, "none")
 
 
 def test_verify_without_a_bundle(msan: Run, tiny: Checkpoint, tmp_path: Path) -> None:
@@ -228,5 +257,5 @@ def test_a_shipped_bundle_is_verified_without_touching_the_installation(
     msan: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert msan("verify", "msan-s", "msan-s").code == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["msan-s.parity.json"]
+    assert msan("verify", "msan-s", "msan-s", "--quick").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["msan-s.parity.json", "msan-s.report.html"]

@@ -47,7 +47,7 @@ def test_deploy_verify_and_deblur(checkpoint: Path) -> None:
         "convolution fp16": 184,
         "deconvolution fp16": 12,
     }
-    verified = msan("verify", checkpoint, bundle)
+    verified = msan("verify", checkpoint, bundle, "--quick")
     assert verified.returncode == 0, verified.stdout
     sample = Path(__file__).parents[2] / "export" / "msan_export" / "samples" / "odd.jpg"
     assert msan("deblur", sample, "-o", checkpoint.with_name("out"), "--bundle", bundle).returncode == 0

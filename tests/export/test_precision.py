@@ -17,11 +17,12 @@ from msan_calib.files import finished_graph
 from msan_calib.network import load_network
 from msan_calib.samples import SampleOptions, SampleSet, choose_samples
 from msan_calib.walk import Walker
+from msan_export.acceptance.cases import sample_cases
+from msan_export.acceptance.verify import QUICK, verify_bundle
 from msan_export.artifact import OnnxError, claims_of, read_exported
 from msan_export.bundle import Calibration, deploy
 from msan_export.engine import BuildError, EngineSpec, LayerType, build_engine, check_types
 from msan_export.inspection import InspectionError, inspect, onnx_layers, validity_words
-from msan_export.parity import sample_cases, verify_bundle
 from msan_runtime.backends.ort import open_session
 from msan_runtime.errors import CheckFailedError
 from msan_runtime.manifest import load_manifest
@@ -68,7 +69,7 @@ def test_an_int8_bundle_carries_its_choice_and_its_proof(int8: Path, samples: Sa
 
 
 def test_the_int8_bundle_is_verified_weight_by_weight(int8: Path, tiny: Checkpoint) -> None:
-    report = verify_bundle(tiny, int8, sample_cases())
+    report = verify_bundle(tiny, int8, sample_cases(), QUICK)
     assert report.passed
     detail = next(check.detail for check in report.checks if check.quantity == "weights" and "int8" in check.subject)
     assert "to half a step of int8" in detail
@@ -86,7 +87,7 @@ def test_a_changed_int8_weight_is_noticed(int8: Path, tiny: Checkpoint, tmp_path
     values.flat[0] = values.flat[0] - 2 if values.flat[0] > 0 else values.flat[0] + 2
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     onnx.save(model, path)
-    report = verify_bundle(tiny, copy, sample_cases())
+    report = verify_bundle(tiny, copy, sample_cases(), QUICK)
     failed = {(check.subject, check.quantity) for check in report.checks if check.passed is False}
     assert failed == {(path.name, "hash"), (path.name, "weights")}
 

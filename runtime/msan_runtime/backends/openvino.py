@@ -12,7 +12,7 @@ from msan_runtime.errors import BackendError, MissingExtraError, OutOfMemoryErro
 if TYPE_CHECKING:
     from openvino import CompiledModel, InferRequest
 
-__all__ = ["OpenVinoBackend", "OpenVinoName", "open_openvino", "unavailable"]
+__all__ = ["PRECISION_HINTS", "OpenVinoBackend", "OpenVinoName", "open_openvino", "unavailable"]
 
 OpenVinoName = Literal["openvino", "openvino-bf16"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -14,17 +13,20 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from tests.export.tampering import change_initializer, failures, graph_file, rehash
 
 from msan.checkpoint import Checkpoint
 from msan.spec import ModelSpec
+from msan_export.acceptance.cases import sample_cases, sized
+from msan_export.acceptance.thresholds import ThresholdsError, read_thresholds
+from msan_export.acceptance.verdict import Case
+from msan_export.acceptance.verify import QUICK, verify_bundle
 from msan_export.bundle import deploy
 from msan_export.engine import EngineSpec
-from msan_export.parity import ParityReport, sample_cases, verify_bundle
-from msan_export.report import parity_json
-from msan_export.thresholds import ThresholdsError, read_thresholds
+from msan_export.report.document import parity_json
 from msan_runtime.attention import Attention
 from msan_runtime.errors import BundleError
-from msan_runtime.manifest import BundleFile, load_manifest, save_manifest
+from msan_runtime.manifest import load_manifest, save_manifest
 from msan_runtime.targets import capabilities_named
 
 
@@ -33,40 +35,17 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
 
 
-def graph_file(bundle: Path, precision: str) -> Path:
-    return next(bundle.glob(f"*.{precision}.onnx"))
-
-
-def change_initializer(path: Path, part: str, change: Callable[[np.ndarray], None]) -> None:
-    """Change the first initializer whose name holds ``part``."""
-    model = onnx.load(path)
-    tensor = next(tensor for tensor in model.graph.initializer if part in tensor.name)
-    values = numpy_helper.to_array(tensor).copy()
-    change(values)
-    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    onnx.save(model, path)
-
-
-def rehash(bundle: Path, path: Path) -> None:
-    """Make the manifest agree with a changed file, as a careless tool would."""
-    manifest = load_manifest(bundle)
-    data = path.read_bytes()
-    entry = BundleFile(path=path.name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    files = tuple(entry if file.path == path.name else file for file in manifest.files)
-    save_manifest(replace(manifest, files=files), bundle)
-
-
-def failures(report: ParityReport) -> set[tuple[str, str]]:
-    return {(check.subject.split(".", 1)[-1], check.quantity) for check in report.checks if check.passed is False}
+CASES = [Case(name="small", picture=sized(sample_cases()[0].picture, 139, 203))]
+"""Small, and wider than a window of 64 px."""
 
 
 def test_a_deployed_bundle_passes_and_says_what_was_not_run(tiny: Checkpoint, bundle: Path) -> None:
-    report = verify_bundle(tiny, bundle, sample_cases())
+    report = verify_bundle(tiny, bundle, sample_cases(), QUICK)
     assert report.passed
     compared = [check for check in report.checks if check.psnr_db is not None]
-    # Two graphs, each compared as uint8 and before rounding, and one of float pictures, on three samples; and the FP16
-    # graph node by node, on parts of all samples at once.
-    assert len(compared) == (2 * 2 + 1) * 3 + 1
+    # Two graphs, each compared as uint8 and before rounding, and one of float pictures, on three samples; in all three
+    # both sub-networks' outputs; and the FP16 graph node by node, on parts of all samples at once.
+    assert len(compared) == (2 * 2 + 1 + 3 * 2) * 3 + 1
     assert len({check.case for check in compared}) == 3 + 1
 
 
@@ -74,19 +53,17 @@ def test_a_deployed_bundle_passes_and_says_what_was_not_run(tiny: Checkpoint, bu
 def windowed_bundle(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("windowed") / "tiny"
     spec = EngineSpec(capabilities=capabilities_named("rtx30"))
-    return deploy(tiny, folder, spec, sample_cases(), attention=Attention(window_px=64)).folder
+    return deploy(tiny, folder, spec, CASES, attention=Attention(window_px=64)).folder
 
 
 def test_a_bundle_with_windows_is_compared_with_the_network_with_windows(
     tiny: Checkpoint, windowed_bundle: Path, tmp_path: Path
 ) -> None:
     assert load_manifest(windowed_bundle).attention == "window:64"
-    assert verify_bundle(tiny, windowed_bundle, sample_cases()).passed
+    assert verify_bundle(tiny, windowed_bundle, CASES, QUICK).passed
     lying = Path(shutil.copytree(windowed_bundle, tmp_path / "bundle"))
     save_manifest(replace(load_manifest(lying), attention="global"), lying)
-    assert {("fp32.float.onnx", "float"), ("fp32.onnx", "float")} <= failures(
-        verify_bundle(tiny, lying, sample_cases())
-    )
+    assert {("fp32.float.onnx", "float"), ("fp32.onnx", "float")} <= failures(verify_bundle(tiny, lying, CASES, QUICK))
 
 
 def flip(values: np.ndarray) -> None:
@@ -98,16 +75,16 @@ def test_one_flipped_weight_fails_even_with_a_matching_hash(tiny: Checkpoint, bu
     path = graph_file(bundle, precision)
     change_initializer(path, "layer4.0.conv1.weight", flip)
     rehash(bundle, path)
-    report = verify_bundle(tiny, bundle, sample_cases())
+    report = verify_bundle(tiny, bundle, CASES, QUICK)
     assert not report.passed
     assert (f"{precision}.onnx", "weights") in failures(report)
 
 
 def test_the_graph_of_float_pictures_is_held_to_the_bound_of_fp32(tiny: Checkpoint, bundle: Path) -> None:
-    report = verify_bundle(tiny, bundle, sample_cases())
+    report = verify_bundle(tiny, bundle, CASES, QUICK)
     checks = [check for check in report.checks if check.subject.endswith(".fp32.float.onnx") and check.threshold]
     assert len(checks) == 3
-    assert {check.quantity for check in checks} == {"float"}
+    assert {check.quantity for check in checks} == {"float", "d1", "d2"}
     assert {check.threshold for check in checks} == {read_thresholds().float_fp32}
 
 
@@ -120,16 +97,17 @@ def test_a_changed_bias_in_the_graph_of_float_pictures_fails_on_pictures(tiny: C
     # The last layer of the last sub-network: half a grey level more, which no uint8 bound would see.
     change_initializer(path, "edcoder2.layer11.bias", brighten)
     rehash(bundle, path)
-    assert failures(verify_bundle(tiny, bundle, sample_cases())) == {
+    assert failures(verify_bundle(tiny, bundle, CASES, QUICK)) == {
         ("fp32.float.onnx", "weights"),
         ("fp32.float.onnx", "float"),
+        ("fp32.float.onnx", "d2"),
         ("fp32.float.onnx", "first node"),
     }
 
 
 def test_one_flipped_weight_fails_by_the_hash_too(tiny: Checkpoint, bundle: Path) -> None:
     change_initializer(graph_file(bundle, "fp32"), "layer4.0.conv1.weight", flip)
-    assert {("fp32.onnx", "hash"), ("fp32.onnx", "weights")} <= failures(verify_bundle(tiny, bundle, sample_cases()))
+    assert {("fp32.onnx", "hash"), ("fp32.onnx", "weights")} <= failures(verify_bundle(tiny, bundle, CASES, QUICK))
 
 
 def test_a_changed_constant_fails_on_pictures(tiny: Checkpoint, bundle: Path) -> None:
@@ -143,7 +121,7 @@ def test_a_changed_constant_fails_on_pictures(tiny: Checkpoint, bundle: Path) ->
 
     change_initializer(path, name, dim)
     rehash(bundle, path)
-    assert {("fp32.onnx", "float"), ("fp32.onnx", "uint8")} <= failures(verify_bundle(tiny, bundle, sample_cases()))
+    assert {("fp32.onnx", "float"), ("fp32.onnx", "uint8")} <= failures(verify_bundle(tiny, bundle, CASES, QUICK))
 
 
 def test_nan_is_a_failure(tiny: Checkpoint, bundle: Path) -> None:
@@ -154,7 +132,7 @@ def test_nan_is_a_failure(tiny: Checkpoint, bundle: Path) -> None:
 
     change_initializer(path, "layer11.bias", poison)
     rehash(bundle, path)
-    report = verify_bundle(tiny, bundle, sample_cases())
+    report = verify_bundle(tiny, bundle, CASES, QUICK)
     assert ("fp16.onnx", "float") in failures(report)
     assert any("NaN" in check.detail for check in report.checks)
 
@@ -164,12 +142,12 @@ def test_another_checkpoint_of_the_same_spec_fails(
 ) -> None:
     other = make_checkpoint(tiny.spec)
     scaled = {name: tensor * 1.01 for name, tensor in other.state.items()}
-    report = verify_bundle(replace(other, state=scaled), bundle, sample_cases())
+    report = verify_bundle(replace(other, state=scaled), bundle, CASES, QUICK)
     assert ("fp32.onnx", "weights") in failures(report)
 
 
 def test_a_checkpoint_of_another_spec_fails(bundle: Path, make_checkpoint: Callable[[ModelSpec], Checkpoint]) -> None:
-    report = verify_bundle(make_checkpoint(ModelSpec(stages=1, base_channels=4, resblocks=1)), bundle, sample_cases())
+    report = verify_bundle(make_checkpoint(ModelSpec(stages=1, base_channels=4, resblocks=1)), bundle, CASES, QUICK)
     assert ("manifest", "origin") in {(check.subject, check.quantity) for check in report.checks if not check.passed}
     assert not report.passed
 
@@ -179,17 +157,17 @@ def test_a_changed_engine_fails_by_its_hash(tiny: Checkpoint, bundle: Path) -> N
     data = bytearray(engine.read_bytes())
     data[1000] ^= 1
     engine.write_bytes(data)
-    report = verify_bundle(tiny, bundle, sample_cases())
+    report = verify_bundle(tiny, bundle, CASES, QUICK)
     assert ("rtx.engine", "hash") in failures(report)
 
 
 def test_a_folder_without_manifest_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"no manifest\.json"):
-        verify_bundle(tiny, tmp_path, sample_cases())
+        verify_bundle(tiny, tmp_path, CASES, QUICK)
 
 
 def test_the_json_report_is_strict_json_with_every_check(tiny: Checkpoint, bundle: Path) -> None:
-    report = verify_bundle(tiny, bundle, sample_cases())
+    report = verify_bundle(tiny, bundle, CASES, QUICK)
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
@@ -215,7 +193,7 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
 def test_a_network_with_biases_of_zero_passes(tiny: Checkpoint, tmp_path: Path) -> None:
     state = {name: torch.zeros_like(v) if name.endswith(".bias") else v for name, v in tiny.state.items()}
     spec = EngineSpec(capabilities=capabilities_named("rtx30"))
-    assert deploy(replace(tiny, state=state), tmp_path / "bundle", spec, sample_cases()).report.passed
+    assert deploy(replace(tiny, state=state), tmp_path / "bundle", spec, CASES).report.passed
 
 
 # Node by node: what a type cannot hold, and where it begins
@@ -241,7 +219,7 @@ def test_an_overflow_of_fp16_is_found_and_named(tiny: Checkpoint, bundle: Path, 
     path = graph_file(bundle, "fp16")
     plant_overflow(path, share, (6e4, 100.0, 1 / 6e4, 0.01))
     rehash(bundle, path)
-    report = verify_bundle(tiny, bundle, sample_cases()[:1])
+    report = verify_bundle(tiny, bundle, CASES, QUICK)
     assert {("fp16.onnx", "typed"), ("fp16.onnx", "first node")} <= failures(report)
     assert not report.passed
     named = next(check.detail for check in report.checks if check.quantity == "first node")
@@ -258,14 +236,14 @@ def test_the_node_of_a_changed_weight_is_named(tiny: Checkpoint, bundle: Path, p
     tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), tensor.name))
     onnx.save(model, path)
     rehash(bundle, path)
-    report = verify_bundle(tiny, bundle, sample_cases()[:1])
+    report = verify_bundle(tiny, bundle, CASES, QUICK)
     named = [check.detail for check in report.checks if check.quantity == "first node"]
     assert len(named) == 1
     assert named[0].startswith(f"first node off is {node.name} (Conv): its error is ")
 
 
 def test_a_good_bundle_names_no_node_and_repeats_itself(tiny: Checkpoint, bundle: Path) -> None:
-    report = verify_bundle(tiny, bundle, sample_cases()[:1])
+    report = verify_bundle(tiny, bundle, CASES, QUICK)
     quantities = [check.quantity for check in report.checks if check.passed]
     assert "first node" not in {check.quantity for check in report.checks}
     assert quantities.count("twice") == quantities.count("fixed") == 3
@@ -284,7 +262,7 @@ def test_a_graph_that_does_not_repeat_itself_fails(tiny: Checkpoint, bundle: Pat
     model.graph.node.insert(index, noise)
     onnx.save(model, path)
     rehash(bundle, path)
-    assert ("fp32.onnx", "twice") in failures(verify_bundle(tiny, bundle, sample_cases()[:1]))
+    assert ("fp32.onnx", "twice") in failures(verify_bundle(tiny, bundle, CASES, QUICK))
 
 
 # Thresholds
@@ -293,7 +271,7 @@ def test_a_graph_that_does_not_repeat_itself_fails(tiny: Checkpoint, bundle: Pat
 def test_other_thresholds_are_taken_and_shown(tiny: Checkpoint, bundle: Path, tmp_path: Path) -> None:
     strict = tmp_path / "strict.toml"
     strict.write_text("[uint8]\npsnr_db = 95\n")
-    report = verify_bundle(tiny, bundle, sample_cases()[:1], read_thresholds(strict))
+    report = verify_bundle(tiny, bundle, CASES, replace(QUICK, thresholds=read_thresholds(strict)))
     assert ("fp16.onnx", "typed") in failures(report)
     shown = {check.threshold.psnr_db for check in report.checks if check.threshold and check.quantity == "uint8"}
     assert shown == {95.0}

@@ -47,6 +47,8 @@ class Thresholds:
     Attributes:
         float_fp32, uint8, quantized: of pictures.
         steady_levels: of two runs, in levels of 255.
+        black_share: of a picture's pixels that are black where the reference is not.
+        pairs_loss_db: of mean PSNR against sharp pictures, by precision: the upper end of its 95 % confidence interval.
         first_node: relative RMS error from which a node is named, by precision.
     """
 
@@ -54,11 +56,20 @@ class Thresholds:
     uint8: Threshold
     quantized: Threshold
     steady_levels: float
+    black_share: float
+    pairs_loss_db: Mapping[str, float]
     first_node: Mapping[str, float]
 
     def of_pictures(self, precision: str) -> Threshold:
         """The bounds of saved pictures of a graph or engine of ``precision``."""
         return self.quantized if precision in ("int8", "fp8") else self.uint8
+
+    def of_tensors(self, precision: str) -> Threshold:
+        """The bounds of tensors and pictures before rounding; below FP32 those of saved pictures, in shares of 1."""
+        if precision == "fp32":
+            return self.float_fp32
+        pictures = self.of_pictures(precision)
+        return Threshold(max_difference=pictures.max_difference / pictures.peak, psnr_db=pictures.psnr_db, peak=1.0)
 
 
 def read_thresholds(path: Path | None = None) -> Thresholds:
@@ -76,7 +87,13 @@ def read_thresholds(path: Path | None = None) -> Thresholds:
         name: Threshold(**values[name], peak=peak)
         for name, peak in (("float_fp32", 1.0), ("uint8", 255.0), ("quantized", 255.0))
     }
-    return Thresholds(**pictures, steady_levels=values["steady"]["max_difference"], first_node=values["first_node"])
+    return Thresholds(
+        **pictures,
+        steady_levels=values["steady"]["max_difference"],
+        black_share=values["scan"]["black_share"],
+        pairs_loss_db=values["pairs_loss_db"],
+        first_node=values["first_node"],
+    )
 
 
 def _parsed(path: Path) -> dict[str, Any]:

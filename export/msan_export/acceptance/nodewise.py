@@ -6,21 +6,21 @@ that overflows on a GPU can look right (docs/calibration.md).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import onnx
-import torch
 
 from msan.checkpoint import Checkpoint
-from msan.network import MsanNetwork
 from msan_calib.network import CalibrationError
 from msan_calib.walk import Walker
-from msan_export.departure import first_departure
+from msan_export.acceptance.cases import sized
+from msan_export.acceptance.departure import first_departure
+from msan_export.acceptance.figures import differences
+from msan_export.acceptance.reference import Reference
+from msan_export.acceptance.thresholds import Threshold, Thresholds
+from msan_export.acceptance.verdict import Case, Check
 from msan_export.onnx import onnx_from_checkpoint
-from msan_export.thresholds import Threshold, Thresholds
-from msan_export.verdict import Case, Check
 from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME, PictureArray
 from msan_runtime.manifest import GraphEntry
 
@@ -35,7 +35,7 @@ Graphs = Sequence[tuple[GraphEntry, onnx.ModelProto]]
 def nodewise_checks(
     checkpoint: Checkpoint,
     graphs: Graphs,
-    network: MsanNetwork,
+    reference: Reference,
     cases: Sequence[Case],
     bounds: Thresholds,
     *,
@@ -46,13 +46,13 @@ def nodewise_checks(
     Args:
         checkpoint: what the graphs were made from.
         graphs: entries and models.
-        network: of the checkpoint, in PyTorch.
+        reference: of the checkpoint, in PyTorch.
         cases: pictures; the middle of each is run.
         bounds: on pictures, and on nodes.
         off: paths of graphs that failed another check.
     """
-    pictures = [_middle(case.picture) for case in cases]
-    references = [_pytorch(network, picture) for picture in pictures]
+    pictures = [sized(case.picture, SIDE_PX, SIDE_PX)[None] for case in cases]
+    references = [reference.outputs(picture)[OUTPUT_NAME] for picture in pictures]
     good = {entry.io: model for entry, model in graphs if entry.precision == "fp32" and entry.path not in off}
     for entry, model in graphs:
         wrong = entry.path in off
@@ -62,7 +62,7 @@ def nodewise_checks(
             yield check
         if wrong:
             if entry.io not in good:
-                good[entry.io] = onnx_from_checkpoint(checkpoint, io=entry.io, attention=network.attention)
+                good[entry.io] = onnx_from_checkpoint(checkpoint, io=entry.io, attention=reference.network.attention)
             yield _where(good[entry.io], entry, model, pictures, bounds.first_node[entry.precision])
 
 
@@ -78,11 +78,12 @@ def _typed(
         walker = Walker(model)
         given = [walker.run({INPUT_NAME: picture})[OUTPUT_NAME] for picture in pictures]
     except CalibrationError as error:
-        return Check(subject=entry.path, quantity="typed", passed=False, detail=str(error))
-    pairs = [_difference(one, other) for one, other in zip(given, references, strict=True)]
+        return Check(section="pictures", subject=entry.path, quantity="typed", passed=False, detail=str(error))
+    pairs = [differences(expected, one, 255.0) for expected, one in zip(references, given, strict=True)]
     worst, psnr_db = max(worst for worst, _ in pairs), min(psnr for _, psnr in pairs)
     passed = threshold.allows(worst, psnr_db)
     return Check(
+        section="pictures",
         subject=entry.path,
         quantity="typed",
         case=f"{len(pictures)} × {SIDE_PX}×{SIDE_PX}",
@@ -112,25 +113,4 @@ def _where(
                 break
     except CalibrationError as error:
         detail = str(error)
-    return Check(subject=entry.path, quantity="first node", passed=False, detail=detail)
-
-
-def _middle(picture: PictureArray) -> PictureArray:
-    """(1, SIDE_PX, SIDE_PX, 3), repeated where the picture is smaller."""
-    rows, columns = (-(-SIDE_PX // side) for side in picture.shape[:2])
-    whole = np.tile(picture, (rows, columns, 1))
-    top, left = ((side - SIDE_PX) // 2 for side in whole.shape[:2])
-    return np.ascontiguousarray(whole[top : top + SIDE_PX, left : left + SIDE_PX])[None]
-
-
-def _pytorch(network: MsanNetwork, picture: PictureArray) -> PictureArray:
-    with torch.inference_mode():
-        deblurred = network(torch.from_numpy(picture).permute(0, 3, 1, 2).float() / 255).clamp(0, 1)
-    return (deblurred.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
-
-
-def _difference(one: PictureArray, other: PictureArray) -> tuple[float, float]:
-    """Largest difference in levels, and PSNR in dB."""
-    levels = one.astype(np.float64) - other
-    error = float(np.mean(np.square(levels)))
-    return float(np.abs(levels).max()), math.inf if error == 0 else 10 * math.log10(255**2 / error)
+    return Check(section="tensors", subject=entry.path, quantity="first node", passed=False, detail=detail)

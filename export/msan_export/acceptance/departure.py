@@ -12,7 +12,7 @@ import onnx
 
 from msan_calib.walk import Step, Walker
 
-__all__ = ["Departure", "first_departure"]
+__all__ = ["Departure", "first_departure", "off_words"]
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 
@@ -56,7 +56,7 @@ def first_departure(
 
     def look(step: Step) -> None:
         for name, values in step.float_outputs().items():
-            words = None if found else _off(values.astype(np.float32), expected.get(name), tolerance)
+            words = None if found else off_words(values.astype(np.float32), expected.get(name), tolerance)
             if words is not None:
                 found.append(Departure(node=step.node.name or name, operator=step.node.op_type, words=words))
 
@@ -64,8 +64,13 @@ def first_departure(
     return found[0] if found else None
 
 
-def _off(values: npt.NDArray[np.float32], expected: npt.NDArray[np.float32] | None, tolerance: float) -> str | None:
-    """How ``values`` are off; ``None`` if they are not, or nothing is known of them."""
+def off_words(
+    values: npt.NDArray[np.float32], expected: npt.NDArray[np.float32] | None, tolerance: float
+) -> str | None:
+    """How ``values`` are off; ``None`` if they are not, or nothing is known of them.
+
+    ``tolerance`` bounds the RMS of the error over that of ``expected``.
+    """
     if not np.isfinite(values).all():
         kind = "NaN" if np.isnan(values).any() else "infinity"
         share = 1 - np.isfinite(values).mean()

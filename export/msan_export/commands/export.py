@@ -1,0 +1,38 @@
+"""``msan export``: a checkpoint as an ONNX graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from msan_export.commands.shared import AttentionOption, CheckpointArgument, errors, say, writing
+from msan_runtime.attention import DEFAULT_ATTENTION, Attention
+from msan_runtime.errors import MsanError
+
+__all__ = ["export"]
+
+
+def export(
+    checkpoint: CheckpointArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The ONNX file to write.")],
+    precision: Annotated[Literal["fp32", "fp16"], typer.Option(help="Type of weights and arithmetic.")] = "fp16",
+    io: Annotated[
+        Literal["uint8", "float32"], typer.Option(help="Pictures, NHWC: uint8, or float32 in [0, 1].")
+    ] = "uint8",
+    attention: AttentionOption = str(DEFAULT_ATTENTION),
+) -> None:
+    """Export a checkpoint to ONNX (opset 23; any batch, any height and width that are multiples of 8)."""
+    from msan.checkpoint import find_checkpoint, load_checkpoint
+    from msan_export.onnx import export_onnx
+
+    source = find_checkpoint(checkpoint)
+    if output.resolve() == source.resolve():
+        raise MsanError(f"{output} is the checkpoint itself and would be overwritten. Choose another -o")
+    loaded = load_checkpoint(source)
+    chosen = Attention.parse(attention)
+    with writing(output), errors.status("exporting"):
+        artifact = export_onnx(loaded, output, precision=precision, io=io, attention=chosen)
+    form = f"{precision}, {io} pictures, {chosen} attention, opset {artifact.opset}"
+    say(f"{output}: {loaded.spec.name}, {form}, {output.stat().st_size / 1e6:.1f} MB")
