@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -n)
 
-.PHONY: demo test test-slow lint format bench wheel clean
+.PHONY: demo browser test test-slow lint format docs docs-linkcheck bench wheel clean
 
 demo: $(VENV)/.export
 	$(BIN)/msan deploy msan-s --output demo/msan-s --gpu rtx30,rtx40,rtx50
@@ -12,9 +13,15 @@ demo: $(VENV)/.export
 	@echo "See demo/lighthouse-blurred.compare.png. The engine for RTX 30, 40 and 50 cards: demo/msan-s/msan-s.rtx.engine"
 
 # The runtime's tests have a process of their own: it never meets PyTorch in use either.
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/export tests/msan tests/calib tests/rules
+test: $(VENV)/.dev browser
+	$(BIN)/python -m pytest tests/export tests/msan tests/calib tests/rules tests/docs
 	$(BIN)/python -m pytest tests/runtime
+
+# A Chromium for the tests of report pages. Where there is none they are skipped; with CI in the environment they fail.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	|| { $(AS_ROOT) apt-get update -qq && $(AS_ROOT) apt-get install -qq -y --no-install-recommends chromium; } >/dev/null \
+	|| echo "No Chromium, and none could be installed: the tests of report pages will be skipped."
 
 # Minutes: the full 8.9-million-parameter network from checkpoint to bundle.
 test-slow: $(VENV)/.dev
@@ -28,6 +35,15 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The site in build/docs: a warning is an error, and so is a link inside of it that leads nowhere.
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx -W -n --keep-going --quiet -b html -d build/doctrees docs build/docs
+	$(BIN)/python -m tests.docs.links build/docs
+
+# External links: needs a network.
+docs-linkcheck: $(VENV)/.dev
+	$(BIN)/python -m sphinx --quiet -b linkcheck -d build/doctrees docs build/linkcheck
 
 # Timings on this machine: keep it quiet while they run.
 bench: $(VENV)/.dev
