@@ -12,9 +12,10 @@ demo: $(VENV)/.export
 	$(BIN)/msan deblur examples/lighthouse-blurred.png --output demo --bundle demo/msan-s --compare
 	@echo "See demo/lighthouse-blurred.compare.png. The engine for RTX 30, 40 and 50 cards: demo/msan-s/msan-s.rtx.engine"
 
-# The runtime's tests have a process of their own: it never meets PyTorch in use either.
+# Two processes, since exports use one core alone. The runtime's tests have one of their own: it never meets PyTorch in
+# use either.
 test: $(VENV)/.dev browser
-	$(BIN)/python -m pytest tests/export tests/msan tests/calib tests/rules tests/docs
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/export tests/msan tests/calib tests/rules tests/docs
 	$(BIN)/python -m pytest tests/runtime
 
 # A Chromium for the tests of report pages. Where there is none they are skipped; with CI in the environment they fail.

@@ -212,13 +212,13 @@ def test_verify_without_a_bundle(msan: Run, tiny: Checkpoint, tmp_path: Path) ->
 def test_deploy_writes_a_bundle_that_the_runtime_opens(msan: Run, tiny: Checkpoint, tmp_path: Path) -> None:
     from msan_runtime import Deblurrer
 
-    finished = msan("deploy", tiny.path, "-o", tmp_path / "new", "--gpu", "sm_86", "--attention", "window:192")
+    finished = msan("deploy", tiny.path, "-o", tmp_path / "new", "--gpu", "sm_86", "--attention", "window:64")
     assert finished.code == 0
-    assert "window:192 attention" in finished.out
+    assert "window:64 attention" in finished.out
     assert "msan deblur PICTURE" in finished.out
     with Deblurrer.load(tmp_path / "new", "ort-cpu") as deblurrer:
         assert deblurrer.bundle.manifest.provenance["checkpoint_sha256"] == tiny.sha256
-        assert deblurrer.bundle.manifest.attention == "window:192"
+        assert deblurrer.bundle.manifest.attention == "window:64"
         assert {graph.io for graph in deblurrer.bundle.manifest.graphs} == {"uint8", "float32"}
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
