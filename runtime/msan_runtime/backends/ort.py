@@ -20,6 +20,9 @@ OrtName = Literal["ort-cpu", "ort-cuda"]
 PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
 EXTRAS = {"ort-cpu": "cpu", "ort-cuda": "cuda"}
 
+CUDA_ATTENTION_RELEASE = (1, 25)
+"""The first whose CUDA provider has the Attention of opset 23."""
+
 OUT_OF_MEMORY = (
     "failed to allocate",
     "bad_alloc",
@@ -139,6 +142,9 @@ def _cuda_unavailable() -> str | None:
         return str(error)
     if PROVIDERS["ort-cuda"] not in onnxruntime.get_available_providers():
         return "this onnxruntime has no CUDA (pip install 'msan[cuda]', without the cpu extra)"
+    release = str(onnxruntime.__version__)
+    if tuple(int(part) for part in release.split(".")[:2]) < CUDA_ATTENTION_RELEASE:
+        return f"ONNX Runtime {release} computes attention on the CPU (pip install --upgrade 'msan[cuda]')"
     return None
 
 
