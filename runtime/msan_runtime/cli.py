@@ -13,6 +13,7 @@ from msan_runtime.commands.bench import bench
 from msan_runtime.commands.cache import cache_app
 from msan_runtime.commands.deblur import deblur
 from msan_runtime.commands.doctor import doctor
+from msan_runtime.commands.package import package
 from msan_runtime.commands.screen import GroupedCommand, errors, printable
 from msan_runtime.commands.signing import sign, verify_signature
 from msan_runtime.errors import MissingExtraError, MsanError
@@ -90,6 +91,7 @@ def root(
 app.command("deblur", cls=GroupedCommand)(deblur)
 app.command("bench", cls=GroupedCommand)(bench)
 app.command("doctor", cls=GroupedCommand)(doctor)
+app.command("package", cls=GroupedCommand)(package)
 app.command("sign", cls=GroupedCommand)(sign)
 app.command("verify-signature", cls=GroupedCommand)(verify_signature)
 app.add_typer(cache_app, name="cache")
