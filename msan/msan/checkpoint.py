@@ -65,9 +65,9 @@ class Checkpoint:
 
 
 def find_checkpoint(name: str) -> Path:
-    """The file of a checkpoint given by its path or the name of a shipped one (``msan-s``)."""
+    """The file of a checkpoint given by its path or the name of a shipped one (``msan-s``, with suffix or without)."""
     path = Path(name)
-    shipped = WEIGHTS / f"{name}.safetensors"
+    shipped = WEIGHTS / f"{name.removesuffix('.safetensors')}.safetensors"
     return shipped if not path.exists() and shipped.is_file() else path
 
 

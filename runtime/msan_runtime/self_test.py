@@ -22,7 +22,7 @@ from msan_runtime.machine import processor_name
 from msan_runtime.manifest import MANIFEST_NAME, SelfTest
 from msan_runtime.store import keep, recall
 
-__all__ = ["pass_self_test", "run_self_test", "self_tests_folder"]
+__all__ = ["pass_self_test", "run_self_test", "self_test_pictures", "self_tests_folder"]
 
 BOUNDS = {"int8": (64, 40.0), "fp8": (64, 40.0)}
 OTHER_BOUNDS = (3, 50.0)
@@ -58,7 +58,7 @@ def run_self_test(backend: Backend, bundle: Bundle, test: SelfTest) -> bool:
     Raises:
         SelfTestError, BackendError: as :func:`pass_self_test`.
     """
-    blurred, deblurred = _pictures(bundle, test)
+    blurred, deblurred = self_test_pictures(bundle, test)
     try:
         check_tiles(blurred, backend.limits)
         given = backend.infer(blurred)
@@ -66,6 +66,18 @@ def run_self_test(backend: Backend, bundle: Bundle, test: SelfTest) -> bool:
         return False
     _judge(backend.name, given, deblurred, BOUNDS.get(backend.precision, OTHER_BOUNDS))
     return True
+
+
+def self_test_pictures(bundle: Bundle, test: SelfTest) -> tuple[PictureArray, PictureArray]:
+    """What is given, and what must come of it; (1, height, width, 3) each.
+
+    Raises:
+        BundleError: if they cannot be read, or are not of one size.
+    """
+    blurred, deblurred = (_picture(bundle, path) for path in (test.blurred, test.deblurred))
+    if blurred.shape != deblurred.shape:
+        raise BundleError("the pictures of the bundle's self-test differ in size: deploy the checkpoint again")
+    return blurred, deblurred
 
 
 def self_tests_folder() -> Path:
@@ -92,14 +104,6 @@ def _refusal(name: str, how: str) -> str:
         f"failed the bundle's self-test and is not used: {how}. Update the driver and {name}'s package, "
         "or choose another --backend"
     )
-
-
-def _pictures(bundle: Bundle, test: SelfTest) -> tuple[PictureArray, PictureArray]:
-    """(1, height, width, 3) each."""
-    blurred, deblurred = (_picture(bundle, path) for path in (test.blurred, test.deblurred))
-    if blurred.shape != deblurred.shape:
-        raise BundleError(f"the pictures of the bundle's self-test differ in size: {blurred.shape}, {deblurred.shape}")
-    return blurred, deblurred
 
 
 def _picture(bundle: Bundle, path: str) -> PictureArray:

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from PIL import Image
 from tests.export.tampering import change_initializer, failures, graph_file, rehash
 
 from msan.checkpoint import Checkpoint
@@ -161,6 +162,60 @@ def test_a_changed_engine_fails_by_its_hash(tiny: Checkpoint, bundle: Path) -> N
     assert ("rtx.engine", "hash") in failures(report)
 
 
+@pytest.mark.parametrize("data", [b"", b"garbage" * 100], ids=["empty", "garbage"])
+def test_what_is_no_engine_fails_even_with_a_matching_hash(tiny: Checkpoint, bundle: Path, data: bytes) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    engine = next(bundle.glob("*.engine"))
+    engine.write_bytes(data)
+    rehash(bundle, engine)
+    assert ("rtx.engine", "engine") in failures(verify_bundle(tiny, bundle, CASES, QUICK))
+
+
+def test_an_engine_of_another_release_is_found_without_a_gpu(tiny: Checkpoint, bundle: Path) -> None:
+    manifest = load_manifest(bundle)
+    (entry,) = manifest.engines
+    save_manifest(replace(manifest, engines=(replace(entry, flavour_version="1.2.3.4"),)), bundle)
+    assert ("rtx.engine", "engine") in failures(verify_bundle(tiny, bundle, CASES, QUICK))  # the file beside it differs
+    beside = bundle / f"{entry.path}.json"
+    beside.write_text(beside.read_text().replace(entry.flavour_version, "1.2.3.4"))
+    rehash(bundle, beside)
+    checks = verify_bundle(tiny, bundle, CASES, QUICK).checks
+    (check,) = (check for check in checks if check.quantity == "engine")
+    assert check.passed is None
+    assert "1.2.3.4 built it" in check.detail
+
+
+@pytest.mark.parametrize("size", [(64, 64), (8, 8), (3, 5)])
+def test_a_replaced_self_test_fails_even_with_a_matching_hash(
+    tiny: Checkpoint, bundle: Path, size: tuple[int, int]
+) -> None:
+    test = load_manifest(bundle).self_test
+    assert test is not None
+    Image.new("RGB", size, (255, 0, 0)).save(bundle / test.deblurred)
+    rehash(bundle, bundle / test.deblurred)
+    assert ("manifest", "self-test") in failures(verify_bundle(tiny, bundle, CASES, QUICK))
+
+
+def test_a_bundle_without_a_self_test_is_told_to_be_an_old_one(tiny: Checkpoint, bundle: Path) -> None:
+    save_manifest(replace(load_manifest(bundle), self_test=None), bundle)
+    (check,) = (check for check in verify_bundle(tiny, bundle, CASES, QUICK).checks if check.quantity == "self-test")
+    assert check.passed is None
+    assert "schema 1" in check.detail
+
+
+@pytest.mark.parametrize("data", [b"", b"\x08garbage" * 100], ids=["empty", "garbage"])
+def test_what_is_no_graph_fails_even_with_a_matching_hash(tiny: Checkpoint, bundle: Path, data: bytes) -> None:
+    path = graph_file(bundle, "fp16")
+    path.write_bytes(data)
+    rehash(bundle, path)
+    assert ("fp16.onnx", "weights") in failures(verify_bundle(tiny, bundle, CASES, QUICK))
+
+
+def test_a_bundle_without_graphs_fails_and_says_so(tiny: Checkpoint, bundle: Path) -> None:
+    save_manifest(replace(load_manifest(bundle), graphs=(), engines=()), bundle)
+    assert ("manifest", "graphs") in failures(verify_bundle(tiny, bundle, CASES, QUICK))
+
+
 def test_a_folder_without_manifest_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"no manifest\.json"):
         verify_bundle(tiny, tmp_path, CASES, QUICK)
@@ -240,6 +295,20 @@ def test_the_node_of_a_changed_weight_is_named(tiny: Checkpoint, bundle: Path, p
     named = [check.detail for check in report.checks if check.quantity == "first node"]
     assert len(named) == 1
     assert named[0].startswith(f"first node off is {node.name} (Conv): its error is ")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_node_that_blackens_the_saved_picture_is_named(tiny: Checkpoint, bundle: Path, precision: str) -> None:
+    path = graph_file(bundle, precision)
+    model = onnx.load(path)
+    output = model.graph.output[0].name
+    next(node for node in model.graph.node if output in node.output).output[0] = "light"
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(0, np.uint8), "zero"))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["light", "zero"], [output], name="blackens"))
+    onnx.save(model, path)
+    rehash(bundle, path)
+    checks = verify_bundle(tiny, bundle, CASES, QUICK).checks
+    assert [check.detail for check in checks if check.quantity == "first node" and "blackens (Mul)" in check.detail]
 
 
 def test_a_good_bundle_names_no_node_and_repeats_itself(tiny: Checkpoint, bundle: Path) -> None:

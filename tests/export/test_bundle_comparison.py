@@ -262,6 +262,7 @@ def test_the_table_is_78_columns_wide_and_short(found: BundleComparison) -> None
     assert f"{len(recipe) - 1} of {len(recipe)} of recipe" in " ".join(text.split())
     assert f"B takes {found.timing.ratio:.2f} times as long as A." in text
     assert lines[:2] == ["A: msan-s", "B: other"]
+    assert "Run were A's FP32 file and B's FP32 file, no others of theirs." in lines
 
 
 def test_the_json_follows_the_published_schema(found: BundleComparison) -> None:

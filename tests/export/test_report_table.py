@@ -105,6 +105,7 @@ def test_figures_of_other_bounds_are_measured_by_their_own() -> None:
         (0.0, BOUND, "0 ≤ 3"),
         (3.0, BOUND, "3 ≤ 3"),
         (3.0004, BOUND, "3.0004 > 3"),
+        (255.0, BOUND, "255 > 3"),
         (math.inf, BOUND, "inf > 3"),
         (math.nan, BOUND, "NaN, not ≤ 3"),
         (2.384e-07, FINE, "2.4e-07 ≤ 1e-04"),

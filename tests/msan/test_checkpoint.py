@@ -151,6 +151,7 @@ def test_a_path_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("msan.checkpoint.WEIGHTS", weights)
     monkeypatch.chdir(here)
     assert find_checkpoint("msan-s") == weights / "msan-s.safetensors"
+    assert find_checkpoint("msan-s.safetensors") == weights / "msan-s.safetensors"
     assert find_checkpoint("no-such") == Path("no-such")
     Path("msan-s").touch()
     assert find_checkpoint("msan-s") == Path("msan-s")

@@ -21,6 +21,7 @@ from msan.evaluation.onnx_file import OnnxFileError, open_onnx_file
 from msan.evaluation.sets import MeasuredPair, find_evaluation_sets
 from msan_runtime import Deblurrer
 from msan_runtime.attention import Attention
+from msan_runtime.backends.openvino import OpenVinoName, unavailable
 from msan_runtime.bundle import open_bundle, shipped_bundles
 from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME, PictureArray
 from msan_runtime.errors import BackendError, MsanError
@@ -115,6 +116,15 @@ def test_only_a_checkpoints_attention_can_be_chosen(model: str) -> None:
         pass
     with open_method(model, [], backend="ort-cpu") as method:
         assert method.attention == open_bundle(BUNDLE).manifest.attention
+
+
+@pytest.mark.parametrize("backend", ["openvino", "openvino-bf16"])
+def test_a_bundle_runs_on_openvino_too(backend: OpenVinoName) -> None:
+    if unavailable(backend):
+        pytest.skip(f"no {backend} here")
+    with open_method("msan-s", [], backend=backend) as method:
+        assert method.backend == backend
+        assert method.size_bytes == GRAPH.stat().st_size
 
 
 @pytest.mark.parametrize("model", ["msan-s", str(BUNDLE)], ids=["name", "folder"])

@@ -66,6 +66,7 @@ def test_engines_are_built_ahead_once(cache: Path) -> None:
     assert again.returncode == 0
     assert "damaged and was thrown away" in again.stderr
     assert "building an engine for sm_75" in again.stderr
+    assert "sm_75: built" in again.stdout
 
 
 def test_prebuilding_without_a_gpu_says_what_to_name() -> None:

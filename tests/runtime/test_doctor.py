@@ -170,3 +170,27 @@ def test_every_backend_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(trial, "try_backend", tried)
     assert tuple(one.backend for one in trial.try_backends("any")) == BACKENDS
+
+
+def test_a_damaged_onnxruntime_is_to_be_installed_again(shadows: Path, bundle_folder: Path) -> None:
+    shadow(shadows, "onnxruntime", "raise ImportError('libonnxruntime.so: cannot open shared object file')")
+    for package in ("openvino", "tensorrt_rtx"):
+        shadow(shadows, package, f"raise ModuleNotFoundError('no {package}', name='{package}')")
+    command = [*MSAN, "doctor", "--bundle", str(bundle_folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "→ pip install --force-reinstall 'onnxruntime" in done.stdout
+    assert "msan doctor" not in done.stdout.partition("ort-cuda")[2]
+    assert "msan[cpu]" not in done.stdout.rpartition("No backend works")[2]
+
+
+def test_a_bundle_whose_picture_even_the_processor_does_not_give_is_to_blame(bundle_folder: Path) -> None:
+    manifest = load_manifest(bundle_folder)
+    for name, colour in (("blurred", (90, 90, 90)), ("deblurred", (255, 0, 0))):
+        Image.new("RGB", (64, 64), colour).save(bundle_folder / f"{name}.png")
+    files = (*manifest.files, *(describe_file(bundle_folder, f"{name}.png") for name in ("blurred", "deblurred")))
+    test = SelfTest(blurred="blurred.png", deblurred="deblurred.png")
+    save_manifest(dataclasses.replace(manifest, files=files, self_test=test), bundle_folder)
+    _, body = doctor("--bundle", str(bundle_folder))
+    (finding,) = (one for one in body["findings"] if one["subject"] == "ort-cpu")
+    assert "deploy the checkpoint again" in finding["advice"]

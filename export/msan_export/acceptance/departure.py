@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx
 
 from msan_calib.walk import Step, Walker
+from msan_runtime.contract import OUTPUT_NAME
 
 __all__ = ["Departure", "first_departure", "off_words"]
 
@@ -35,6 +36,7 @@ def first_departure(
     """The first node of ``model``, in the order in which it runs, whose output is not that of ``reference``.
 
     Outputs are matched by the tensor's name, which casting and quantising keep; NaN and infinity count in any tensor.
+    The saved picture is compared, too.
 
     Args:
         model: the graph that is off.
@@ -49,19 +51,27 @@ def first_departure(
     expected: Arrays = {}
 
     def remember(step: Step) -> None:
-        expected.update({name: values.astype(np.float32) for name, values in step.float_outputs().items()})
+        expected.update(_results(step))
 
     Walker(reference).run(feed, remember)
     found: list[Departure] = []
 
     def look(step: Step) -> None:
-        for name, values in step.float_outputs().items():
-            words = None if found else off_words(values.astype(np.float32), expected.get(name), tolerance)
+        for name, values in _results(step).items():
+            words = None if found else off_words(values, expected.get(name), tolerance)
             if words is not None:
                 found.append(Departure(node=step.node.name or name, operator=step.node.op_type, words=words))
 
     Walker(model).run(feed, look)
     return found[0] if found else None
+
+
+def _results(step: Step) -> Arrays:
+    """What a node gave, as far as it is floating-point or the saved picture."""
+    given = dict(step.float_outputs())
+    if OUTPUT_NAME in step.outputs:
+        given[OUTPUT_NAME] = step.outputs[OUTPUT_NAME].numpy()
+    return {name: values.astype(np.float32) for name, values in given.items()}
 
 
 def off_words(

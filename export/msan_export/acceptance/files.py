@@ -11,14 +11,24 @@ from onnx import numpy_helper
 
 from msan.checkpoint import Checkpoint
 from msan.network import MsanNetwork
+from msan_export.acceptance.figures import differences
+from msan_export.acceptance.reference import Reference, padded
+from msan_export.acceptance.thresholds import Threshold
 from msan_export.acceptance.verdict import Check
+from msan_export.artifact import OnnxError
 from msan_export.graph import DeployableMsan
+from msan_runtime.bundle import Bundle
+from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME
 from msan_runtime.errors import BundleError
 from msan_runtime.manifest import GraphEntry, Manifest, read_checked
+from msan_runtime.self_test import self_test_pictures
 
-__all__ = ["hash_checks", "origin_check", "weights_check"]
+__all__ = ["UNREADABLE", "hash_checks", "origin_check", "self_test_check", "weights_check"]
 
 Found = Mapping[str, np.ndarray]
+
+UNREADABLE = "cannot be read as ONNX"
+"""How the detail of a weights check begins, whose graph is no graph."""
 
 
 def origin_check(checkpoint: Checkpoint, manifest: Manifest) -> Check:
@@ -27,6 +37,23 @@ def origin_check(checkpoint: Checkpoint, manifest: Manifest) -> Check:
     spec = dict(manifest.spec) == checkpoint.spec.to_dict()
     detail = "made from this checkpoint" if same else f"made from another file than {checkpoint.path.name}"
     return _check("manifest", "origin", spec, detail if spec else "another spec")
+
+
+def self_test_check(bundle: Bundle, reference: Reference, bound: Threshold) -> Check:
+    """Whether the picture that every backend must give before it is used is the network's; an older bundle has none."""
+    test = bundle.manifest.self_test
+    if test is None:
+        detail = "the bundle is of schema 1 and has none: backends are used unchecked. Deploy it again"
+        return _check("manifest", "self-test", None, detail)
+    try:
+        blurred, deblurred = self_test_pictures(bundle, test)
+        given = reference.outputs(padded(blurred[0]))[OUTPUT_NAME]
+    except BundleError as error:
+        return _check("manifest", "self-test", passed=False, detail=str(error))
+    height, width = deblurred.shape[1:3]
+    worst, psnr_db = differences(given[:, :height, :width], deblurred, 255.0)
+    told = "" if bound.allows(worst, psnr_db) else f"its picture is not the network's: {worst:g} levels off"
+    return _check("manifest", "self-test", not told, told)
 
 
 def hash_checks(folder: Path, manifest: Manifest) -> Iterator[Check]:
@@ -43,10 +70,12 @@ def hash_checks(folder: Path, manifest: Manifest) -> Iterator[Check]:
 def weights_check(path: Path, entry: GraphEntry, network: MsanNetwork) -> Check:
     """Whether every weight in the graph is the checkpoint's, to the bit, after folding and casting."""
     try:
-        initializers = onnx.load(path).graph.initializer
-        found = {tensor.name.removesuffix("_fp16"): numpy_helper.to_array(tensor) for tensor in initializers}
+        graph = onnx.load(path).graph
+        if INPUT_NAME not in {one.name for one in graph.input} or OUTPUT_NAME not in {one.name for one in graph.output}:
+            raise OnnxError(f"it has no {INPUT_NAME} and {OUTPUT_NAME}")
+        found = {tensor.name.removesuffix("_fp16"): numpy_helper.to_array(tensor) for tensor in graph.initializer}
     except Exception as error:  # a damaged file raises whatever protobuf or onnx trips over
-        return _check(entry.path, "weights", passed=False, detail=f"cannot be read as ONNX ({type(error).__name__})")
+        return _check(entry.path, "weights", passed=False, detail=f"{UNREADABLE} ({type(error).__name__})")
     expected = {name: tensor.numpy() for name, tensor in DeployableMsan(network, entry.io).state_dict().items()}
     quantized = {name for name in expected if f"{name}_{entry.precision}" in found}
     # Biases of quantised convolutions carry the correction of what quantisation shifts.
@@ -61,7 +90,7 @@ def weights_check(path: Path, entry: GraphEntry, network: MsanNetwork) -> Check:
     return _check(entry.path, "weights", passed=True, detail=f"{len(expected) - len(corrected)} tensors equal{told}")
 
 
-def _check(subject: str, quantity: str, passed: bool, detail: str = "") -> Check:
+def _check(subject: str, quantity: str, passed: bool | None, detail: str = "") -> Check:
     return Check(section="files", subject=subject, quantity=quantity, passed=passed, detail=detail)
 
 

@@ -52,10 +52,10 @@ class Check:
     Attributes:
         section: of the report.
         subject: what was checked: a file of the bundle, or ``backend NAME``.
-        quantity: what was compared: ``origin``, ``hash``, ``weights``, ``types`` (as built); ``d1`` … ``dN``, the
-            outputs of the sub-networks; ``float`` or ``uint8`` pictures; ``scan`` (for NaN and black); ``typed``
-            (every result of every node in its own type); ``pairs``; ``twice`` (the same input again), ``fixed``
-            (the graph with its input fixed to one size); ``first node``.
+        quantity: what was compared: ``origin``, ``graphs`` (none), ``self-test``, ``hash``, ``engine``, ``weights``,
+            ``types`` (as built); ``d1`` … ``dN``, the outputs of the sub-networks; ``float`` or ``uint8`` pictures;
+            ``scan`` (for NaN and black); ``typed`` (every result of every node in its own type); ``pairs``; ``twice``
+            (the same input again), ``fixed`` (the graph with its input fixed to one size); ``first node``.
         case: the picture, or empty.
         passed: ``None`` if it was not run here; ``detail`` says why.
         max_difference, psnr_db: as measured, where pictures or tensors were compared.

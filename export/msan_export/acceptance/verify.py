@@ -15,7 +15,8 @@ from msan.evaluation.sets import EvaluationSet
 from msan_export.acceptance.as_run import backend_checks
 from msan_export.acceptance.built_types import type_checks
 from msan_export.acceptance.cases import shape_cases, sized
-from msan_export.acceptance.files import hash_checks, origin_check, weights_check
+from msan_export.acceptance.engine_files import engine_checks
+from msan_export.acceptance.files import UNREADABLE, hash_checks, origin_check, self_test_check, weights_check
 from msan_export.acceptance.nodewise import nodewise_checks
 from msan_export.acceptance.pairs import check_of, pair_scores
 from msan_export.acceptance.pictures import Gallery
@@ -154,12 +155,21 @@ class _Verification:
     def _files(self) -> Graphs:
         """Check the files; give the graphs that are those of the manifest."""
         self.found.append(origin_check(self.checkpoint, self.manifest))
+        bundle = Bundle(folder=self.folder, manifest=self.manifest)
+        self.found.append(self_test_check(bundle, self.reference, self.bounds.of_pictures("fp32")))
         self.found += hash_checks(self.folder, self.manifest)
+        self.found += engine_checks(self.folder, self.manifest, self._changed())
         network = network_from_checkpoint(self.checkpoint, self.attention)
-        self.found += (weights_check(self.folder / entry.path, entry, network) for entry in self.manifest.graphs)
-        changed = self._changed()
+        if not self.manifest.graphs:
+            detail = "the bundle holds no graph: nothing can be compared"
+            self.found.append(
+                Check(section="files", subject="manifest", quantity="graphs", passed=False, detail=detail)
+            )
+        weights = [weights_check(self.folder / entry.path, entry, network) for entry in self.manifest.graphs]
+        self.found += weights
+        unusable = self._changed() | {check.subject for check in weights if check.detail.startswith(UNREADABLE)}
         return [
-            (entry, onnx.load(self.folder / entry.path)) for entry in self.manifest.graphs if entry.path not in changed
+            (entry, onnx.load(self.folder / entry.path)) for entry in self.manifest.graphs if entry.path not in unusable
         ]
 
     def _tensors(self, graphs: Graphs) -> None:
@@ -176,7 +186,7 @@ class _Verification:
         models = {entry.path: model for entry, model in graphs}
         for entry in self.manifest.graphs:
             if entry.path not in models:
-                self._unrun(entry.path, None, "it was changed, so it is not run")
+                self._unrun(entry.path, None, "it was changed or cannot be read, so it is not run")
                 continue
             try:
                 yield GraphRunner(models[entry.path], entry)

@@ -83,6 +83,7 @@ def _parts(comparison: BundleComparison) -> Iterator[RenderableType]:
         yield Text("Nothing that is told of them differs.")
     yield Text(plain(_same_words(comparison.facts)))
     yield _pictures_table(comparison)
+    yield Text(plain(_run_words(comparison)))
     yield Text(plain(_timing_words(comparison)))
 
 
@@ -102,6 +103,12 @@ def _pictures_table(comparison: BundleComparison) -> Table:
         told = _picture(picture)
         table.add_row(*(Text(plain(told[name])) for name in ("case", "difference", "psnr")))
     return table
+
+
+def _run_words(comparison: BundleComparison) -> str:
+    """Which of a bundle's files made the pictures: of an INT8 bundle a processor runs the FP32 graph."""
+    a, b = (side.precision.upper() for side in (comparison.a, comparison.b))
+    return f"Run were A's {a} file and B's {b} file, no others of theirs."
 
 
 def _new_table(headers: Iterable[str], widths: Iterable[int]) -> Table:
@@ -163,6 +170,7 @@ def _context(comparison: BundleComparison) -> dict[str, Any]:
         "headline": f"Different: {different}. The same: {same}.",
         "same_words": same,
         "pictures_words": f"{equal} of {len(comparison.pictures)} pictures are equal to the bit.",
+        "run_words": _run_words(comparison),
         "timing_words": _timing_words(comparison),
         "different": list(_grouped(comparison.different)),
         "same": list(_grouped(comparison.same)),

@@ -184,7 +184,7 @@ def difference_words(value: float, bound: Threshold) -> str:
     limit = _limit_words(bound.max_difference, value)
     if math.isnan(value):
         return f"NaN, not ≤ {limit}"
-    digits = 2
+    digits = max(2, len(f"{value:.0f}")) if 1 <= value < 1e6 else 2  # 255, not 2.6e+02
     while value > bound.max_difference >= float(f"{value:.{digits}g}") and digits < 17:
         digits += 1
     return f"{value:.{digits}g} {'>' if value > bound.max_difference else '≤'} {limit}"

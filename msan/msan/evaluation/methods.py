@@ -37,7 +37,10 @@ MethodKind = Literal["checkpoint", "bundle", "onnx", "results"]
 TORCH_BACKENDS = ("torch-cuda", "torch-cpu")
 """Where a checkpoint runs, in order of preference."""
 
-GRAPHS_PREFERRED = {"ort-cpu": ("fp32", "fp16"), "ort-cuda": ("fp16", "fp32")}
+GRAPHS_PREFERRED = {
+    "ort-cuda": ("fp16", "fp32"),
+    **dict.fromkeys(("ort-cpu", "openvino", "openvino-bf16"), ("fp32", "fp16")),
+}
 FLAVOURS = {"rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
 
 

@@ -52,7 +52,9 @@ def _print(found: Examination) -> None:
         screen.print("\nNo backend was tried, since the bundle cannot be used.")
         return
     if found.fastest is None:
-        screen.print("\nNo backend works: pictures cannot be deblurred here. On any machine: pip install 'msan[cpu]'")
+        missing = any(one.backend == "ort-cpu" and "not installed" in one.problem for one in found.trials)
+        step = "On any machine: pip install 'msan[cpu]'" if missing else "What to do is said above"
+        screen.print(f"\nNo backend works: pictures cannot be deblurred here. {step}")
         return
     screen.print(f"\nFastest here: {found.fastest.backend}. Choose by name with: msan deblur --backend NAME")
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from msan_runtime.bundle import open_bundle
 from msan_runtime.cache import cache_folder
 from msan_runtime.doctor.gpu import GpuReport, find_gpus
-from msan_runtime.doctor.packages import EXTRAS, clash, missing_extras
+from msan_runtime.doctor.packages import EXTRAS, clash, missing_extras, reinstallation
 from msan_runtime.doctor.trial import Trial, try_backends
 from msan_runtime.errors import MsanError
 from msan_runtime.machine import describe_machine, memory_bytes, processor_name, usable_cores
@@ -44,6 +44,8 @@ INSTRUCTIONS = {
 }
 CPUINFO = Path("/proc/cpuinfo")
 LEAST_MEMORY_BYTES = 2 << 30
+LOOK_HERE = "See what is wrong with: msan doctor"
+"""How a message of the runtime may end; not in the report of the doctor itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,16 +189,18 @@ def _trial_finding(trial: Trial, gpu: GpuReport) -> Finding:
     return Finding(
         subject=trial.backend,
         state="note" if needless or "not installed" in trial.problem else "bad",
-        words=trial.problem,
+        words=trial.problem.removesuffix(f". {LOOK_HERE}"),
         advice="" if needless else _advice(trial),
     )
 
 
 def _advice(trial: Trial) -> str:
+    if trial.problem.startswith("onnxruntime does not load"):
+        return reinstallation()
+    if trial.backend == "ort-cpu" and "self-test" in trial.problem:
+        return "That is hardly ONNX Runtime but the bundle: deploy the checkpoint again"
     if "was built by" in trial.problem or "not built for this GPU" in trial.problem:
         return "It is built again at the first run; now with: msan cache prebuild"
     if "crashed" in trial.problem:
-        return (
-            f"Install its package again, and update the driver; until then: msan deblur --backend, not {trial.backend}"
-        )
+        return "Install its package again, and update the driver; until then take another: msan deblur --backend NAME"
     return ""

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from msan_runtime.machine import installed_versions
 
-__all__ = ["EXTRAS", "clash", "missing_extras"]
+__all__ = ["EXTRAS", "clash", "missing_extras", "reinstallation"]
 
 ORT_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 """All of them install the same module ``onnxruntime``: the one installed last overwrites the others."""
@@ -34,6 +34,12 @@ def clash() -> tuple[str, str] | None:
         words = f"{name} {version} is installed without its files: a package that overwrote them was uninstalled"
         return words, f"pip install --force-reinstall --no-deps '{name}=={version}'"
     return None
+
+
+def reinstallation() -> str:
+    """The command that puts a damaged ONNX Runtime right; empty if it is not known as installed."""
+    found = installed_versions(ORT_PACKAGES)
+    return next((f"pip install --force-reinstall '{name}=={version}'" for name, version in found.items()), "")
 
 
 def missing_extras() -> Mapping[str, str]:
