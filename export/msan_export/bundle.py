@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msan.checkpoint import Checkpoint
 from msan_calib.calibrate import CalibratedGraph, CalibrationOptions, calibrate
 from msan_calib.files import finished_graph, half_graph
 from msan_calib.network import network_of
@@ -22,11 +21,13 @@ from msan_export.acceptance.verdict import Case, ParityReport
 from msan_export.acceptance.verify import QUICK, verify_bundle
 from msan_export.artifact import OPSET, OnnxArtifact, save_onnx
 from msan_export.engine import ENGINE_SUFFIX, EngineSpec, OnPhase, build_engine, engine_entry, engine_json
+from msan_export.foreign import ForeignNetwork
 from msan_export.onnx import float16_from_float32, onnx_from_checkpoint
 from msan_export.recipe import Recipe, git_commit, recipe_of
 from msan_export.report.document import parity_json
 from msan_export.report.page import report_html
 from msan_export.self_test import write_self_test
+from msan_export.source import Source
 from msan_export.versions import TOOLS
 from msan_runtime.atomic import write_bytes, write_text
 from msan_runtime.attention import DEFAULT_ATTENTION, Attention
@@ -75,7 +76,7 @@ class Deployment:
 
 
 def deploy(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     folder: Path,
     spec: EngineSpec,
     cases: Sequence[Case],
@@ -122,6 +123,7 @@ def deploy(
             attention,
             None if calibration is None else calibration.options,
             None if calibration is None else calibration.samples,
+            checkpoint.arch if isinstance(checkpoint, ForeignNetwork) else None,
         )
         told = {**decided, **_origin(recipe, checkpoint), **(provenance or {})}
         test = write_self_test(checkpoint, stage, spec.profile, attention)
@@ -146,7 +148,7 @@ def deploy(
 
 
 def _write_graphs(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     attention: Attention,
     calibration: Calibration | None,
     stage: Path,
@@ -196,7 +198,7 @@ def _decision(result: CalibratedGraph) -> dict[str, str]:
     return told
 
 
-def _origin(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, str]:
+def _origin(recipe: Recipe, checkpoint: Source) -> dict[str, str]:
     """Which source made it, and the command that makes it again."""
     commit = git_commit()
     return {"reproduce": recipe.command(checkpoint.path.name), **({} if commit is None else {"git_commit": commit})}
@@ -229,7 +231,7 @@ def _verified(report: ParityReport) -> dict[str, str]:
 
 
 def _manifest(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     stage: Path,
     graphs: tuple[GraphEntry, ...],
     engine: EngineEntry,

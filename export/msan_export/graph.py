@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from msan.blocks import SelfAttention, attend
 from msan.network import MsanNetwork
-from msan_runtime.contract import Io
+from msan_runtime.contract import SIZE_MULTIPLE, Io
 
-__all__ = ["DeployableMsan", "FoldedAttention"]
+__all__ = ["DeployableForeign", "DeployableMsan", "FoldedAttention", "PaddedNetwork", "under_contract"]
 
 
 class FoldedAttention(nn.Module):
@@ -43,21 +43,61 @@ class DeployableMsan(nn.Module):
     def __init__(self, network: MsanNetwork, io: Io) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).eval()
-        self.io = io
+        self.io: Io = io
         for subnetwork in self.network.subnetworks:
             if isinstance(subnetwork.sa, SelfAttention):
                 subnetwork.sa = FoldedAttention(subnetwork.sa)
 
     def forward(self, blurred: Tensor) -> Tensor:
-        if self.io == "float32":
-            return self._deblurred(blurred)
-        levels = self._deblurred(blurred.to(torch.float32) / 255) * 255
-        # TensorRT takes a cast to uint8 only as the very last operation.
-        return levels.round().to(torch.uint8)
+        return under_contract(self.network, blurred, self.io)
 
-    def _deblurred(self, blurred: Tensor) -> Tensor:
-        picture = self.network(blurred.permute(0, 3, 1, 2))
-        return picture.permute(0, 2, 3, 1).clamp(0, 1)
+
+class PaddedNetwork(nn.Module):
+    """A network that takes multiples of ``multiple``, for pictures of any size: N×3×H×W in and out.
+
+    What is missing is added at the lower and right border by repeating the edge, and cut off again.
+    """
+
+    def __init__(self, network: nn.Module, multiple: int) -> None:
+        super().__init__()
+        self.network = network
+        self.multiple = multiple
+
+    def forward(self, blurred: Tensor) -> Tensor:
+        height, width = blurred.shape[2:]
+        short = (0, -width % self.multiple, 0, -height % self.multiple)
+        padded = nn.functional.pad(blurred, short, mode="replicate")
+        return self.network(padded)[:, :, :height, :width]
+
+
+class DeployableForeign(nn.Module):
+    """A network of another maker under the image contract, as :class:`DeployableMsan`.
+
+    ``network`` takes N×3×H×W from 0 to 1, sides multiples of ``multiple``, and keeps their shape. The contract's own
+    multiple of 8 is added outside the graph; what a network needs beyond that is added within.
+    """
+
+    def __init__(self, network: nn.Module, io: Io, multiple: int) -> None:
+        super().__init__()
+        copied = copy.deepcopy(network).eval()
+        self.network = copied if SIZE_MULTIPLE % multiple == 0 else PaddedNetwork(copied, multiple)
+        self.io: Io = io
+
+    def forward(self, blurred: Tensor) -> Tensor:
+        return under_contract(self.network, blurred, self.io)
+
+
+def under_contract(network: nn.Module, blurred: Tensor, io: Io) -> Tensor:
+    """``network`` on N×H×W×3 pictures of ``io``."""
+    if io == "float32":
+        return _clamped(network, blurred)
+    levels = _clamped(network, blurred.to(torch.float32) / 255) * 255
+    # TensorRT takes a cast to uint8 only as the very last operation.
+    return levels.round().to(torch.uint8)
+
+
+def _clamped(network: nn.Module, blurred: Tensor) -> Tensor:
+    return network(blurred.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).clamp(0, 1)
 
 
 def _joined(convolutions: tuple[nn.Conv2d, nn.Conv2d, nn.Conv2d]) -> nn.Conv2d:

@@ -12,11 +12,11 @@ from typing import Any
 
 import onnx
 import torch
+from torch import nn
 
-from msan.checkpoint import Checkpoint, network_from_checkpoint
 from msan_calib.casts import cast_to_float16
 from msan_export.artifact import OPSET, OnnxArtifact, Precision, save_onnx, set_metadata
-from msan_export.graph import DeployableMsan
+from msan_export.source import Source, deployable
 from msan_runtime.attention import GLOBAL, Attention
 from msan_runtime.contract import CONTRACT_VERSION, INPUT_NAME, OUTPUT_NAME, SIZE_MULTIPLE, Io
 
@@ -24,7 +24,7 @@ __all__ = ["export_onnx", "float16_from_float32", "onnx_from_checkpoint"]
 
 
 def export_onnx(
-    checkpoint: Checkpoint, path: Path, *, precision: Precision, io: Io = "uint8", attention: Attention = GLOBAL
+    checkpoint: Source, path: Path, *, precision: Precision, io: Io = "uint8", attention: Attention = GLOBAL
 ) -> OnnxArtifact:
     """Export ``checkpoint`` and write the graph to ``path``, atomically.
 
@@ -38,14 +38,14 @@ def export_onnx(
     return save_onnx(model, path, precision=precision, io=io)
 
 
-def onnx_from_checkpoint(checkpoint: Checkpoint, *, io: Io, attention: Attention = GLOBAL) -> onnx.ModelProto:
+def onnx_from_checkpoint(checkpoint: Source, *, io: Io, attention: Attention = GLOBAL) -> onnx.ModelProto:
     """The FP32 graph of ``checkpoint`` with dynamic batch, height and width (multiples of 8).
 
     Its metadata properties hold spec, attention, precision, io, contract version and the
     checkpoint's hash, each under ``msan.``.
     """
-    module = DeployableMsan(network_from_checkpoint(checkpoint, attention), io).eval()
-    model = _exported(module, io)
+    module = deployable(checkpoint, io, attention).eval()
+    model = _exported(module, io, attention)
     _strip_traces(model)
     set_metadata(
         model,
@@ -72,12 +72,12 @@ def float16_from_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     return half
 
 
-def _exported(module: DeployableMsan, io: Io) -> onnx.ModelProto:
+def _exported(module: nn.Module, io: Io, attention: Attention) -> onnx.ModelProto:
     batch = torch.export.Dim("batch", min=1, max=64)
     rows = torch.export.Dim("height_8", min=1, max=4096)
     columns = torch.export.Dim("width_8", min=1, max=4096)
     # Odd multiples of 8, several windows and more than one picture, so that no size is taken for a constant.
-    tokens = 2 * (module.network.attention.window_tokens or 0)
+    tokens = 2 * (attention.window_tokens or 0)
     example = torch.zeros((2, *((tokens + more) * SIZE_MULTIPLE for more in (5, 7)), 3), dtype=getattr(torch, io))
     with _quiet():
         program = torch.onnx.export(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +18,7 @@ from msan_runtime.errors import BundleError
 from msan_runtime.manifest import Profile
 from msan_runtime.targets import capabilities_named
 
-__all__ = ["Recipe", "git_commit", "recipe_of"]
+__all__ = ["Recipe", "arch_options", "git_commit", "recipe_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +30,14 @@ class Recipe:
         attention: of every graph.
         calibration: how types were decided; ``None`` where they follow from the form of the network alone.
         samples: source, options and SHA-256 of the samples that they were decided on.
+        arch: of a network of another maker, ``package.module:factory`` or the name of a loader; ``None`` of MSAN.
     """
 
     engine: EngineSpec
     attention: Attention
     calibration: CalibrationOptions | None = None
     samples: tuple[str, SampleOptions, str] | None = None
+    arch: str | None = None
 
     def to_dict(self) -> dict[str, str]:
         """As the manifest holds it: the names are those of the options of ``msan deploy``."""
@@ -45,6 +47,7 @@ class Recipe:
             "flavour": self.engine.flavour,
             **{name: "x".join(map(str, getattr(profile, name))) for name in ("min", "opt", "max")},
             "attention": str(self.attention),
+            **({} if self.arch is None else {"arch": self.arch}),
         }
         if self.calibration is not None and self.samples is not None:
             options, (source, sampling, sha256) = self.calibration, self.samples
@@ -77,7 +80,7 @@ class Recipe:
             spec = EngineSpec(
                 flavour=cast(Flavour, told["flavour"]), profile=profile, capabilities=capabilities_named(told["gpu"])
             )
-            recipe = cls(engine=spec, attention=Attention.parse(told["attention"]))
+            recipe = cls(engine=spec, attention=Attention.parse(told["attention"]), arch=told.get("arch"))
             return recipe if "precision" not in told else _with_calibration(recipe, told)
         except (KeyError, ValueError, TypeError) as error:
             raise BundleError(f"the bundle's recipe cannot be read: {error!r}. Deploy the checkpoint again") from error
@@ -86,7 +89,8 @@ class Recipe:
         """The ``msan deploy`` command that makes the bundle."""
         told = self.to_dict()
         sizes = {name: told[name].partition("x")[2] for name in ("min", "opt", "max")}
-        options = {"gpu": told["gpu"], "flavour": told["flavour"], **sizes, "attention": told["attention"]}
+        network = {"attention": told["attention"]} if self.arch is None else arch_options(self.arch)
+        options = {"gpu": told["gpu"], "flavour": told["flavour"], **sizes, **network}
         options |= {name: told[name] for name in ("precision", "budget") if name in told}
         if told.get("samples", "shipped") != "shipped":
             options["samples"] = told["samples"]
@@ -94,12 +98,21 @@ class Recipe:
         return shlex.join(["msan", "deploy", checkpoint, "-o", "BUNDLE", *words])
 
 
+def arch_options(arch: str) -> Mapping[str, str]:
+    """The option that loads a network of another maker again: a factory's name holds a colon, a loader's none."""
+    return {"arch": arch} if ":" in arch else {"loader": arch}
+
+
 def recipe_of(
-    spec: EngineSpec, attention: Attention, options: CalibrationOptions | None, samples: SampleSet | None
+    spec: EngineSpec,
+    attention: Attention,
+    options: CalibrationOptions | None,
+    samples: SampleSet | None,
+    arch: str | None = None,
 ) -> Recipe:
     """The recipe of a bundle that is being made."""
     told = None if samples is None else (samples.source, samples.options, samples.sha256)
-    return Recipe(engine=spec, attention=attention, calibration=options, samples=told)
+    return Recipe(engine=spec, attention=attention, calibration=options, samples=told, arch=arch)
 
 
 def git_commit() -> str | None:
@@ -125,7 +138,7 @@ def _with_calibration(recipe: Recipe, told: Mapping[str, str]) -> Recipe:
         count=int(told["samples_count"]), size_px=int(told["samples_size"]), seed=int(told["samples_seed"])
     )
     samples = (told["samples"], sampling, told["samples_sha256"])
-    return Recipe(engine=recipe.engine, attention=recipe.attention, calibration=options, samples=samples)
+    return replace(recipe, calibration=options, samples=samples)
 
 
 def _shape(text: str) -> tuple[int, int, int]:

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from msan.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from msan.checkpoint import find_checkpoint
 from msan_calib.samples import choose_samples
 from msan_export.acceptance.cases import sample_cases
 from msan_export.bundle import Calibration, Deployment, deploy
-from msan_export.recipe import Recipe
+from msan_export.foreign import LoaderName
+from msan_export.recipe import Recipe, arch_options
+from msan_export.source import Source, load_source
 from msan_export.versions import TOOLS
 from msan_runtime.bundle import Bundle, shipped_bundles
 from msan_runtime.errors import BundleError
@@ -53,6 +55,8 @@ def reproduce(
     checkpoint: Path | None = None,
     samples: Path | None = None,
     *,
+    arch: str | None = None,
+    loader: LoaderName | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> Reproduction:
     """Make ``bundle`` again in a temporary folder, and compare.
@@ -61,6 +65,7 @@ def reproduce(
         bundle: what to make again.
         checkpoint: its checkpoint; if left out, the shipped one or the file of that name beside the bundle or here.
         samples: folder that types were decided on; if left out, the shipped pairs.
+        arch, loader: of a network of another maker. A manifest alone is not enough: a factory is code that is run.
         on_step: told of each step in words.
 
     Raises:
@@ -69,7 +74,10 @@ def reproduce(
     """
     manifest = bundle.manifest
     recipe = Recipe.from_dict(manifest.recipe)
-    loaded = _checkpoint(bundle, checkpoint)
+    if recipe.arch != (arch or loader):
+        raise BundleError(_other_network(recipe, arch or loader))
+    loaded = load_source(str(_checkpoint(bundle, checkpoint)), arch=arch, loader=loader)
+    _check_same(bundle, loaded)
     calibration = _calibration(recipe, samples)
     with tempfile.TemporaryDirectory(prefix="msan-reproduce-") as folder:
         made = deploy(
@@ -85,22 +93,33 @@ def reproduce(
     return Reproduction(comparisons=comparisons, other_versions=_other_versions(manifest))
 
 
-def _checkpoint(bundle: Bundle, path: Path | None) -> Checkpoint:
-    """The checkpoint that the bundle was made from."""
-    wanted, name = bundle.manifest.provenance["checkpoint_sha256"], bundle.manifest.provenance.get("checkpoint", "")
+def _other_network(recipe: Recipe, given: str | None) -> str:
+    """Why the network that was named is not the bundle's."""
+    if recipe.arch is None:
+        return f"the bundle is of MSAN: leave out {given}"
+    ((option, name),) = arch_options(recipe.arch).items()
+    return f"the bundle was made with --{option} {name}: give that, if you trust the code that it names"
+
+
+def _checkpoint(bundle: Bundle, path: Path | None) -> Path:
+    """The file of weights that the bundle was made from, by its name."""
+    name = bundle.manifest.provenance.get("checkpoint", "")
     if path is None:
         shipped = [find_checkpoint(known) for known in shipped_bundles()]
         places = [*shipped, bundle.folder.parent / name, Path(name)]
         path = next((place for place in places if place.is_file() and place.name == name), None)
     if path is None:
         raise BundleError(f"the bundle was made from {name}, which is not here: give it with --checkpoint FILE")
-    loaded = load_checkpoint(path)
+    return path
+
+
+def _check_same(bundle: Bundle, loaded: Source) -> None:
+    wanted = bundle.manifest.provenance["checkpoint_sha256"]
     if loaded.sha256 != wanted:
         raise BundleError(
-            f"{path} is not the checkpoint of the bundle: SHA-256 {loaded.sha256[:12]}…, the bundle's {wanted[:12]}…. "
-            "Give the right one with --checkpoint FILE"
+            f"{loaded.path} is not the checkpoint of the bundle: SHA-256 {loaded.sha256[:12]}…, the bundle's "
+            f"{wanted[:12]}…. Give the right one with --checkpoint FILE"
         )
-    return loaded
 
 
 def _calibration(recipe: Recipe, folder: Path | None) -> Calibration | None:

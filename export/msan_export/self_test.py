@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from msan.checkpoint import Checkpoint, network_from_checkpoint
 from msan_export.acceptance.cases import sample_cases, sized
+from msan_export.source import Source, computed, reference_module
 from msan_runtime.attention import Attention
 from msan_runtime.contract import PictureArray
 from msan_runtime.manifest import Profile, SelfTest
@@ -19,7 +19,7 @@ SIDE_PX = 64
 """Height and width of the picture, where the engine takes such a tile."""
 
 
-def write_self_test(checkpoint: Checkpoint, folder: Path, profile: Profile, attention: Attention) -> SelfTest:
+def write_self_test(checkpoint: Source, folder: Path, profile: Profile, attention: Attention) -> SelfTest:
     """Write both pictures into ``folder``; give their paths.
 
     The picture is the middle of a shipped sample, 64×64, or as near to that as ``profile`` allows.
@@ -34,8 +34,8 @@ def write_self_test(checkpoint: Checkpoint, folder: Path, profile: Profile, atte
     return test
 
 
-def _reference(checkpoint: Checkpoint, attention: Attention, blurred: PictureArray) -> PictureArray:
-    network = network_from_checkpoint(checkpoint, attention)
+def _reference(checkpoint: Source, attention: Attention, blurred: PictureArray) -> PictureArray:
+    network = reference_module(checkpoint, attention)
     with torch.inference_mode():
-        picture = network(torch.from_numpy(blurred)[None].permute(0, 3, 1, 2).float() / 255).clamp(0, 1)
-    return (picture[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        _, picture = computed(network, torch.from_numpy(blurred)[None].permute(0, 3, 1, 2).float() / 255)
+    return (picture[0].clamp(0, 1).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()

@@ -2,8 +2,8 @@
 
 Two formats are read: safetensors, and PyTorch files of plain tensors (``weights_only=True``:
 no code in the file is ever run). The key layout is the published one, ``edcoder1.layer1.weight``
-and so on; a ``module.`` prefix (DataParallel) and a wrapping ``state_dict``, ``model`` or
-``params`` entry are taken off.
+and so on; a ``module.`` prefix (DataParallel) and a wrapping ``state_dict``, ``model``,
+``params_ema`` or ``params`` entry are taken off.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ __all__ = [
     "find_checkpoint",
     "load_checkpoint",
     "network_from_checkpoint",
+    "read_tensors",
     "save_checkpoint",
     "spec_from_state",
 ]
 
 EXPECTED = "an MSAN state dict (keys like 'edcoder1.layer1.weight'), as safetensors or a PyTorch file"
 WEIGHTS = Path(__file__).parent / "weights"
-WRAPPERS = ("state_dict", "model", "params")
+WRAPPERS = ("state_dict", "model", "params_ema", "params")
 
 
 class CheckpointError(MsanError):
@@ -83,13 +84,26 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{what}: expected {EXPECTED}")
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(0)
-        head = file.read(9)
-    tensors, metadata = _read_safetensors(path) if head[8:] == b"{" else (_read_torch(path), {})
+    tensors, metadata = _read(path, EXPECTED)
     state = _published_keys(tensors, path)
     spec = spec_from_state(state, path)
     _check_complete(state, spec, path)
     return Checkpoint(path=path, sha256=sha256, spec=spec, state=state, metadata=metadata)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor in a file of weights of any network, safetensors or PyTorch, as it is.
+
+    Raises:
+        CheckpointError: if the file is in neither format, or holds anything but tensors.
+    """
+    expected = "a state dict, as safetensors or a PyTorch file"
+    content, _ = _read(path, expected)
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if len(tensors) != len(content):
+        other = next(name for name in content if name not in tensors)
+        raise CheckpointError(f"{path}: entry {other!r} is a {type(content[other]).__name__}: expected {expected}")
+    return tensors
 
 
 def network_from_checkpoint(checkpoint: Checkpoint, attention: Attention = GLOBAL) -> MsanNetwork:
@@ -126,16 +140,23 @@ def spec_from_state(state: Mapping[str, Tensor], path: Path) -> ModelSpec:
         raise CheckpointError(f"{path} holds no MSAN network: {error}") from error
 
 
-def _read_safetensors(path: Path) -> tuple[Mapping[str, object], Mapping[str, str]]:
+def _read(path: Path, expected: str) -> tuple[Mapping[str, object], Mapping[str, str]]:
+    """Entries and metadata of a file in either format."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return _read_safetensors(path, expected) if head[8:] == b"{" else (_read_torch(path, expected), {})
+
+
+def _read_safetensors(path: Path, expected: str) -> tuple[Mapping[str, object], Mapping[str, str]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             names: list[str] = list(file.keys())
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or not safetensors ({error}): expected {EXPECTED}") from error
+        raise CheckpointError(f"{path} is damaged or not safetensors ({error}): expected {expected}") from error
 
 
-def _read_torch(path: Path) -> Mapping[str, object]:
+def _read_torch(path: Path, expected: str) -> Mapping[str, object]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -144,12 +165,12 @@ def _read_torch(path: Path) -> Mapping[str, object]:
         # A damaged pickle raises whatever it trips over: IndexError, struct.error, AssertionError and more.
         # The first sentence only: PyTorch's next ones advise to load it unsafely.
         reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0][:160]
-        raise CheckpointError(f"{path} cannot be read as weights ({reason}): expected {EXPECTED}") from error
+        raise CheckpointError(f"{path} cannot be read as weights ({reason}): expected {expected}") from error
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}: expected {EXPECTED}")
+        raise CheckpointError(f"{path} holds a {type(content).__name__}: expected {expected}")
     return {str(name): value for name, value in content.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +11,29 @@ import onnx
 from onnx import numpy_helper
 
 from msan.checkpoint import Checkpoint
-from msan.network import MsanNetwork
 from msan_export.acceptance.figures import differences
 from msan_export.acceptance.reference import Reference, padded
 from msan_export.acceptance.thresholds import Threshold
 from msan_export.acceptance.verdict import Check
 from msan_export.artifact import OnnxError
-from msan_export.graph import DeployableMsan
+from msan_export.onnx import onnx_from_checkpoint
+from msan_export.source import Source, deployable
+from msan_runtime.attention import Attention
 from msan_runtime.bundle import Bundle
-from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME
+from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME, Io
 from msan_runtime.errors import BundleError
 from msan_runtime.manifest import GraphEntry, Manifest, read_checked
 from msan_runtime.self_test import self_test_pictures
 
-__all__ = ["UNREADABLE", "hash_checks", "origin_check", "self_test_check", "weights_check"]
+__all__ = [
+    "UNREADABLE",
+    "Expected",
+    "expected_weights",
+    "hash_checks",
+    "origin_check",
+    "self_test_check",
+    "weights_check",
+]
 
 Found = Mapping[str, np.ndarray]
 
@@ -31,7 +41,7 @@ UNREADABLE = "cannot be read as ONNX"
 """How the detail of a weights check begins, whose graph is no graph."""
 
 
-def origin_check(checkpoint: Checkpoint, manifest: Manifest) -> Check:
+def origin_check(checkpoint: Source, manifest: Manifest) -> Check:
     """Whether the bundle is of a network of this form; another file of the same form is told."""
     same = manifest.provenance.get("checkpoint_sha256") == checkpoint.sha256
     spec = dict(manifest.spec) == checkpoint.spec.to_dict()
@@ -67,7 +77,7 @@ def hash_checks(folder: Path, manifest: Manifest) -> Iterator[Check]:
             yield _check(file.path, "hash", passed=True)
 
 
-def weights_check(path: Path, entry: GraphEntry, network: MsanNetwork) -> Check:
+def weights_check(path: Path, entry: GraphEntry, expected: Expected) -> Check:
     """Whether every weight in the graph is the checkpoint's, to the bit, after folding and casting."""
     try:
         graph = onnx.load(path).graph
@@ -76,18 +86,49 @@ def weights_check(path: Path, entry: GraphEntry, network: MsanNetwork) -> Check:
         found = {tensor.name.removesuffix("_fp16"): numpy_helper.to_array(tensor) for tensor in graph.initializer}
     except Exception as error:  # a damaged file raises whatever protobuf or onnx trips over
         return _check(entry.path, "weights", passed=False, detail=f"{UNREADABLE} ({type(error).__name__})")
-    expected = {name: tensor.numpy() for name, tensor in DeployableMsan(network, entry.io).state_dict().items()}
-    quantized = {name for name in expected if f"{name}_{entry.precision}" in found}
+    weights = expected.weights
+    quantized = {name for name in weights if f"{name}_{entry.precision}" in found}
     # Biases of quantised convolutions carry the correction of what quantisation shifts.
-    corrected = {f"{name.removesuffix('.weight')}.bias" for name in quantized}
-    plain = {name: values for name, values in expected.items() if name not in quantized | corrected}
+    corrected = {expected.biases[name] for name in quantized if name in expected.biases}
+    plain = {name: values for name, values in weights.items() if name not in quantized | corrected}
     kind = np.float32 if entry.precision == "fp32" else np.float16
     different = [name for name, values in plain.items() if not _same_weight(found.get(name), name, values, kind)]
-    different += [name for name in sorted(quantized) if not _near_weight(found, name, entry.precision, expected[name])]
+    different += [name for name in sorted(quantized) if not _near_weight(found, name, entry.precision, weights[name])]
     if different:
         return _check(entry.path, "weights", passed=False, detail=f"{len(different)} differ, first {different[0]}")
     told = f", {len(quantized)} of them to half a step of {entry.precision}" if quantized else ""
-    return _check(entry.path, "weights", passed=True, detail=f"{len(expected) - len(corrected)} tensors equal{told}")
+    return _check(entry.path, "weights", passed=True, detail=f"{len(weights) - len(corrected)} tensors equal{told}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """The weights that a graph must hold, FP32.
+
+    Attributes:
+        weights: by the names that they have in a graph.
+        biases: of each convolution's weight the name of its bias.
+    """
+
+    weights: Found
+    biases: Mapping[str, str]
+
+
+def expected_weights(checkpoint: Source, io: Io, attention: Attention) -> Expected:
+    """What a graph of ``io`` pictures must hold.
+
+    Of MSAN, the checkpoint's own tensors: no exporter is asked. Networks of other makers have parts that an exporter
+    joins, such as a convolution with the normalisation behind it: of those, what a fresh export holds.
+    """
+    if isinstance(checkpoint, Checkpoint):
+        state = deployable(checkpoint, io, attention).state_dict()
+        weights = {name: tensor.numpy() for name, tensor in state.items()}
+        biases = {name: f"{name.removesuffix('.weight')}.bias" for name in weights if name.endswith(".weight")}
+        return Expected(weights=weights, biases=biases)
+    graph = onnx_from_checkpoint(checkpoint, io=io, attention=attention).graph
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    weights = {name: values for name, values in arrays.items() if values.dtype == np.float32 and values.size > 1}
+    heavy = (node for node in graph.node if node.op_type in ("Conv", "ConvTranspose") and len(node.input) > 2)
+    return Expected(weights=weights, biases={node.input[1]: node.input[2] for node in heavy})
 
 
 def _check(subject: str, quantity: str, passed: bool | None, detail: str = "") -> Check:

@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 import onnx
 
-from msan.checkpoint import Checkpoint
 from msan_calib.network import CalibrationError
 from msan_calib.walk import Walker
 from msan_export.acceptance.cases import sized
@@ -21,6 +20,7 @@ from msan_export.acceptance.reference import Reference
 from msan_export.acceptance.thresholds import Threshold, Thresholds
 from msan_export.acceptance.verdict import Case, Check
 from msan_export.onnx import onnx_from_checkpoint
+from msan_export.source import Source
 from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME, PictureArray
 from msan_runtime.manifest import GraphEntry
 
@@ -33,7 +33,7 @@ Graphs = Sequence[tuple[GraphEntry, onnx.ModelProto]]
 
 
 def nodewise_checks(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     graphs: Graphs,
     reference: Reference,
     cases: Sequence[Case],
@@ -62,7 +62,7 @@ def nodewise_checks(
             yield check
         if wrong:
             if entry.io not in good:
-                good[entry.io] = onnx_from_checkpoint(checkpoint, io=entry.io, attention=reference.network.attention)
+                good[entry.io] = onnx_from_checkpoint(checkpoint, io=entry.io, attention=reference.attention)
             yield _where(good[entry.io], entry, model, pictures, bounds.first_node[entry.precision])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -9,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from msan.checkpoint import Checkpoint, network_from_checkpoint
-from msan.network import MsanNetwork
 from msan_export.acceptance.verdict import Case
+from msan_export.source import Source, computed, reference_module
 from msan_runtime.attention import Attention
 from msan_runtime.backends.base import Backend, TileLimits, check_tiles
 from msan_runtime.contract import OUTPUT_NAME, PictureArray, pad_to, round_up
@@ -37,16 +37,19 @@ def padded(picture: PictureArray) -> PictureArray:
 
 
 class Reference:
-    """MSAN in PyTorch on the CPU.
+    """The network in PyTorch on the CPU.
 
     Attributes:
         network: in ``kind``.
+        attention: of it.
         kind: of weights and arithmetic.
         words: for people.
     """
 
-    def __init__(self, checkpoint: Checkpoint, attention: Attention, kind: ReferenceType = "float32") -> None:
-        self.network: MsanNetwork = network_from_checkpoint(checkpoint, attention).to(getattr(torch, kind))
+    def __init__(self, checkpoint: Source, attention: Attention, kind: ReferenceType = "float32") -> None:
+        # A copy: a network of another maker is the caller's own.
+        self.network = copy.deepcopy(reference_module(checkpoint, attention)).to(getattr(torch, kind))
+        self.attention = attention
         self.kind: ReferenceType = kind
         self.words = f"PyTorch {torch.__version__} {kind} on the CPU"
         self._tiled: dict[object, PictureArray] = {}
@@ -55,8 +58,8 @@ class Reference:
         """Every sub-network's output, the picture before rounding, and the picture, of uint8 N×H×W×3."""
         blurred = torch.from_numpy(batch).permute(0, 3, 1, 2).to(getattr(torch, self.kind)) / 255
         with torch.inference_mode():
-            stages = self.network.stage_outputs(blurred)
-            picture = (blurred + stages[-1]).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
+            stages, picture = computed(self.network, blurred)
+            picture = picture.clamp(0, 1).permute(0, 2, 3, 1).contiguous()
             levels = (picture * 255).round().to(torch.uint8)
         named = {stage_name(index): stage.numpy() for index, stage in enumerate(stages, 1)}
         return {**named, FLOAT_NAME: picture.numpy(), OUTPUT_NAME: levels.numpy()}

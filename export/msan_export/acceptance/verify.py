@@ -10,13 +10,19 @@ from pathlib import Path
 
 import onnx
 
-from msan.checkpoint import Checkpoint, network_from_checkpoint
 from msan.evaluation.sets import EvaluationSet
 from msan_export.acceptance.as_run import backend_checks
 from msan_export.acceptance.built_types import type_checks
 from msan_export.acceptance.cases import shape_cases, sized
 from msan_export.acceptance.engine_files import engine_checks
-from msan_export.acceptance.files import UNREADABLE, hash_checks, origin_check, self_test_check, weights_check
+from msan_export.acceptance.files import (
+    UNREADABLE,
+    expected_weights,
+    hash_checks,
+    origin_check,
+    self_test_check,
+    weights_check,
+)
 from msan_export.acceptance.nodewise import nodewise_checks
 from msan_export.acceptance.pairs import check_of, pair_scores
 from msan_export.acceptance.pictures import Gallery
@@ -26,9 +32,11 @@ from msan_export.acceptance.steadiness import steadiness_checks
 from msan_export.acceptance.tensors import tensor_checks
 from msan_export.acceptance.thresholds import Thresholds, read_thresholds
 from msan_export.acceptance.verdict import Case, Check, PairScores, ParityReport, Settings
+from msan_export.source import Source
 from msan_export.versions import TOOLS
 from msan_runtime.attention import Attention
 from msan_runtime.bundle import Bundle
+from msan_runtime.contract import Io
 from msan_runtime.engines.building import DEFAULT_PROFILE
 from msan_runtime.errors import MsanError, SelfTestError
 from msan_runtime.machine import describe_machine, memory_bytes
@@ -71,7 +79,7 @@ QUICK = Scope(shapes=False, backends=False)
 
 
 def verify_bundle(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     folder: Path,
     cases: Sequence[Case],
     scope: Scope | None = None,
@@ -109,7 +117,7 @@ class _Verification:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, folder: Path, cases: Sequence[Case], scope: Scope, say: Callable[[str], None]
+        self, checkpoint: Source, folder: Path, cases: Sequence[Case], scope: Scope, say: Callable[[str], None]
     ) -> None:
         self.checkpoint, self.folder, self.cases, self.scope, self.say = checkpoint, folder, cases, scope, say
         self.bounds = scope.thresholds
@@ -159,18 +167,22 @@ class _Verification:
         self.found.append(self_test_check(bundle, self.reference, self.bounds.of_pictures("fp32")))
         self.found += hash_checks(self.folder, self.manifest)
         self.found += engine_checks(self.folder, self.manifest, self._changed())
-        network = network_from_checkpoint(self.checkpoint, self.attention)
         if not self.manifest.graphs:
             detail = "the bundle holds no graph: nothing can be compared"
             self.found.append(
                 Check(section="files", subject="manifest", quantity="graphs", passed=False, detail=detail)
             )
-        weights = [weights_check(self.folder / entry.path, entry, network) for entry in self.manifest.graphs]
+        weights = self._weights()
         self.found += weights
         unusable = self._changed() | {check.subject for check in weights if check.detail.startswith(UNREADABLE)}
         return [
             (entry, onnx.load(self.folder / entry.path)) for entry in self.manifest.graphs if entry.path not in unusable
         ]
+
+    def _weights(self) -> list[Check]:
+        ios: set[Io] = {entry.io for entry in self.manifest.graphs}
+        expected = {io: expected_weights(self.checkpoint, io, self.attention) for io in ios}
+        return [weights_check(self.folder / entry.path, entry, expected[entry.io]) for entry in self.manifest.graphs]
 
     def _tensors(self, graphs: Graphs) -> None:
         """Compare graphs and engines, picture by picture."""

@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 import typer
 
 from msan_export.commands.shared import (
+    ArchOption,
     AttentionOption,
     CheckpointArgument,
     FlavourOption,
     GpuOption,
+    LoaderOption,
     MaxOption,
     MinOption,
     OptOption,
@@ -22,7 +24,6 @@ from msan_export.commands.shared import (
     print_verdict,
     say,
 )
-from msan_runtime.attention import DEFAULT_ATTENTION, Attention
 from msan_runtime.targets import DEFAULT_GPUS
 
 __all__ = ["deploy"]
@@ -37,7 +38,9 @@ def deploy(
     typical: OptOption = None,
     largest: MaxOption = None,
     pictures: PicturesOption = None,
-    attention: AttentionOption = str(DEFAULT_ATTENTION),
+    attention: AttentionOption = None,
+    arch: ArchOption = None,
+    loader: LoaderOption = None,
     precision: Annotated[
         Literal["fp16", "int8", "fp8"], typer.Option(help="Of the engine; int8 and fp8 where the budget allows.")
     ] = "fp16",
@@ -51,13 +54,13 @@ def deploy(
     ] = None,
 ) -> None:
     """Export, decide types, build and verify in one go; write a bundle if it passes."""
-    from msan.checkpoint import find_checkpoint, load_checkpoint
     from msan_calib.calibrate import CalibrationOptions
     from msan_calib.cli import decibels
     from msan_calib.samples import choose_samples
     from msan_export import bundle
     from msan_export.acceptance.cases import sample_cases
     from msan_export.engine import refuse_cards
+    from msan_export.source import attention_of, load_source
     from msan_runtime.signature import check_private_key
 
     spec = engine_spec(gpu, flavour, smallest, typical, largest)
@@ -65,9 +68,9 @@ def deploy(
     if sign is not None:
         check_private_key(sign)
     options = CalibrationOptions(precision=precision, budget_db=decibels(budget))
-    loaded, cases = load_checkpoint(find_checkpoint(checkpoint)), sample_cases(pictures)
+    loaded, cases = load_source(checkpoint, arch=arch, loader=loader), sample_cases(pictures)
     calibration = bundle.Calibration(samples=choose_samples(samples), options=options)
-    chosen = Attention.parse(attention)
+    chosen = attention_of(loaded, attention)
     with phases() as on_phase:
         done = bundle.deploy(
             loaded,
@@ -82,7 +85,8 @@ def deploy(
             on_phase=on_phase,
         )
     print_verdict(done.report)
-    say(f"\n{output}: {loaded.spec.name}, {chosen} attention, checkpoint {loaded.sha256[:12]}")
+    form = f"{chosen} attention" if arch is None and loader is None else f"by {arch or loader}"
+    say(f"\n{output}: {loaded.spec.name}, {form}, checkpoint {loaded.sha256[:12]}")
     for file in done.manifest.files:
         say(f"  {file.path:24} {file.size_bytes / 1e6:6.1f} MB")
     say(f"Use it: msan deblur PICTURE -o OUT --bundle {output}")

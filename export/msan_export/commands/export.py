@@ -7,8 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from msan_export.commands.shared import AttentionOption, CheckpointArgument, errors, say, writing
-from msan_runtime.attention import DEFAULT_ATTENTION, Attention
+from msan_export.commands.shared import (
+    ArchOption,
+    AttentionOption,
+    CheckpointArgument,
+    LoaderOption,
+    errors,
+    say,
+    writing,
+)
 from msan_runtime.errors import MsanError
 
 __all__ = ["export"]
@@ -21,18 +28,22 @@ def export(
     io: Annotated[
         Literal["uint8", "float32"], typer.Option(help="Pictures, NHWC: uint8, or float32 in [0, 1].")
     ] = "uint8",
-    attention: AttentionOption = str(DEFAULT_ATTENTION),
+    attention: AttentionOption = None,
+    arch: ArchOption = None,
+    loader: LoaderOption = None,
 ) -> None:
     """Export a checkpoint to ONNX (opset 23; any batch, any height and width that are multiples of 8)."""
-    from msan.checkpoint import find_checkpoint, load_checkpoint
+    from msan.checkpoint import find_checkpoint
     from msan_export.onnx import export_onnx
+    from msan_export.source import attention_of, load_source
 
     source = find_checkpoint(checkpoint)
     if output.resolve() == source.resolve():
         raise MsanError(f"{output} is the checkpoint itself and would be overwritten. Choose another -o")
-    loaded = load_checkpoint(source)
-    chosen = Attention.parse(attention)
+    loaded = load_source(checkpoint, arch=arch, loader=loader)
+    chosen = attention_of(loaded, attention)
     with writing(output), errors.status("exporting"):
         artifact = export_onnx(loaded, output, precision=precision, io=io, attention=chosen)
-    form = f"{precision}, {io} pictures, {chosen} attention, opset {artifact.opset}"
+    kind = f"{chosen} attention" if arch is None and loader is None else f"by {arch or loader}"
+    form = f"{precision}, {io} pictures, {kind}, opset {artifact.opset}"
     say(f"{output}: {loaded.spec.name}, {form}, {output.stat().st_size / 1e6:.1f} MB")

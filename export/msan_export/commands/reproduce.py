@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from msan_export.commands.shared import errors, say
+from msan_export.commands.shared import ArchOption, LoaderOption, errors, say
 
 __all__ = ["reproduce"]
 
@@ -20,13 +20,15 @@ def reproduce(
     samples: Annotated[
         Path | None, typer.Option(help="Folder that its types were decided on (default: shipped pairs).")
     ] = None,
+    arch: ArchOption = None,
+    loader: LoaderOption = None,
 ) -> None:
     """Make a bundle again as its manifest says, and compare: graphs, types, pictures. Exit code 1 if they differ."""
     from msan_export import reproduction
     from msan_runtime.bundle import open_bundle
 
     opened = open_bundle(bundle)
-    found = reproduction.reproduce(opened, checkpoint, samples, on_step=errors.print)
+    found = reproduction.reproduce(opened, checkpoint, samples, arch=arch, loader=loader, on_step=errors.print)
     for one in found.comparisons:
         say(f"{'same ' if one.same else 'OTHER'}  {one.subject}{': ' if one.detail else ''}{one.detail}")
     for tool, versions in found.other_versions.items():

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from msan_export.engine import EngineSpec, Flavour, OnPhase
 
 __all__ = [
+    "ArchOption",
     "AttentionOption",
     "CheckpointArgument",
     "FlavourOption",
     "GpuOption",
+    "LoaderOption",
     "MaxOption",
     "MinOption",
     "OptOption",
@@ -46,10 +48,21 @@ OptOption = Annotated[
     str | None, typer.Option("--opt", help="Typical tile, HEIGHTxWIDTH (default: 720x1280, or --max if smaller).")
 ]
 MaxOption = Annotated[str | None, typer.Option("--max", help="Largest tile, HEIGHTxWIDTH (default: 1920x1920).")]
-AttentionOption = Annotated[
-    str,
+ArchOption = Annotated[
+    str | None,
     typer.Option(
-        help="window[:SIZE]: overlapping windows of SIZE×SIZE pixels, a multiple of 8 (384 if left out); "
+        "--arch",
+        help="A network of your own: PACKAGE.MODULE:FACTORY gives the torch.nn.Module for the weights in CKPT.",
+        metavar="MODULE:FACTORY",
+    ),
+]
+LoaderOption = Annotated[
+    Literal["spandrel"] | None, typer.Option("--loader", help="Read CKPT, of any network that it knows, with spandrel.")
+]
+AttentionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Of MSAN. window[:SIZE]: overlapping windows of SIZE×SIZE pixels, a multiple of 8 (default: 384); "
         "or global: the whole picture.",
         metavar="global|window[:SIZE]",
     ),

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from msan_export.commands.shared import (
+    ArchOption,
     CheckpointArgument,
+    LoaderOption,
     PicturesOption,
     errors,
     print_verdict,
@@ -45,17 +47,19 @@ def verify(
     html: Annotated[
         Path | None, typer.Option("--html", help="Where to write the page (default: BUNDLE.report.html beside it).")
     ] = None,
+    arch: ArchOption = None,
+    loader: LoaderOption = None,
     thresholds: Annotated[
         Path | None, typer.Option(help="TOML file of other bounds than the shipped ones (docs/acceptance.md).")
     ] = None,
 ) -> None:
     """Compare a bundle with its checkpoint in PyTorch. Exit code 1 if anything is out of bounds."""
-    from msan.checkpoint import find_checkpoint, load_checkpoint
     from msan_export.acceptance.cases import sample_cases
     from msan_export.acceptance.thresholds import read_thresholds
     from msan_export.acceptance.verify import Scope, verify_bundle
     from msan_export.report.document import parity_json
     from msan_export.report.page import report_html
+    from msan_export.source import load_source
     from msan_runtime.atomic import write_text
     from msan_runtime.bundle import find_bundle
 
@@ -66,7 +70,11 @@ def verify(
         backends=not quick,
         pairs=_sets(pairs or [], limit),
     )
-    loaded, folder, cases = load_checkpoint(find_checkpoint(checkpoint)), find_bundle(bundle), sample_cases(pictures)
+    loaded, folder, cases = (
+        load_source(checkpoint, arch=arch, loader=loader),
+        find_bundle(bundle),
+        sample_cases(pictures),
+    )
     with errors.status("verifying") as status:
         report = verify_bundle(loaded, folder, cases, scope, on_step=status.update)
     print_verdict(report)
