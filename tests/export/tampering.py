@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from onnx import numpy_helper
 from msan_export.acceptance.verdict import ParityReport
 from msan_runtime.manifest import BundleFile, load_manifest, save_manifest
 
-__all__ = ["change_initializer", "failures", "graph_file", "rehash"]
+__all__ = ["change_initializer", "failures", "graph_file", "rehash", "relabel_engine"]
 
 
 def graph_file(bundle: Path, precision: str) -> Path:
@@ -43,3 +44,14 @@ def rehash(bundle: Path, path: Path) -> None:
 def failures(report: ParityReport) -> set[tuple[str, str]]:
     """Subject, without the network's name, and quantity of every check that failed."""
     return {(check.subject.split(".", 1)[-1], check.quantity) for check in report.checks if check.passed is False}
+
+
+def relabel_engine(bundle: Path, **changes: object) -> None:
+    """Say something else of the engine, in the manifest and in the file beside it."""
+    manifest = load_manifest(bundle)
+    (entry,) = manifest.engines
+    changed = replace(entry, **changes)
+    save_manifest(replace(manifest, engines=(changed,)), bundle)
+    beside = bundle / f"{entry.path}.json"
+    beside.write_text(json.dumps({**json.loads(beside.read_text()), **asdict(changed)}))
+    rehash(bundle, beside)

@@ -21,7 +21,7 @@ from msan_runtime.errors import MsanError
 from msan_runtime.memory import tile_limits_within
 from msan_runtime.tiling import TiledRunner
 
-__all__ = ["check_of", "interval", "pair_scores"]
+__all__ = ["Measured", "check_of", "interval", "pair_scores", "scores_of"]
 
 CONFIDENCE = 0.95
 
@@ -58,13 +58,14 @@ def check_of(scores: PairScores) -> Check:
     """The line of the verdict for ``scores``."""
     change = scores.change["psnr_db"]
     how = f", 95 % from {change.low:+.4f} to {change.high:+.4f}" if change.known else ""
+    few = ": too few pairs to tell" if scores.passed is None else ""
     return Check(
         section="pairs",
         subject=scores.subject,
         quantity="pairs",
         case=f"{scores.data_set}, {len(scores.names)} pairs",
         passed=scores.passed,
-        detail=f"PSNR changed by {change.mean:+.4f} dB{how} (loss ≤ {scores.loss_bound_db:g} dB)",
+        detail=f"PSNR changed by {change.mean:+.4f} dB{how} (loss ≤ {scores.loss_bound_db:g} dB){few}",
     )
 
 
@@ -80,7 +81,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 @dataclass(kw_only=True)
-class _Measured:
+class Measured:
     """Figures of one set, picture by picture."""
 
     names: list[str] = field(default_factory=list[str])
@@ -102,7 +103,7 @@ class _Scorer:
         self._known: dict[object, Figures] = {}
 
     def scores(self, subject: str, kind: str, backend: Backend, chosen: EvaluationSet) -> Iterator[PairScores | Check]:
-        measured = _Measured()
+        measured = Measured()
         runner = TiledRunner(backend)
         for pair in chosen.pairs():
             try:
@@ -113,7 +114,7 @@ class _Scorer:
             measured.names.append(pair.name)
             measured.after.append(_figures(given, pair))
             measured.before.append(self._before(chosen, pair, runner))
-        yield _scores(subject, chosen.name, measured, self._bounds.pairs_loss_db[kind])
+        yield scores_of(subject, chosen.name, measured, self._bounds.pairs_loss_db[kind])
 
     def _before(self, chosen: EvaluationSet, pair: MeasuredPair, runner: TiledRunner) -> Figures:
         key = (chosen.name, pair.name, runner.limits)
@@ -128,11 +129,9 @@ def _figures(picture: np.ndarray, pair: MeasuredPair) -> Figures:
     return {metric: found[metric] for metric in PAIR_METRICS}
 
 
-def _scores(subject: str, data_set: str, measured: _Measured, loss_bound_db: float) -> PairScores:
+def scores_of(subject: str, data_set: str, measured: Measured, loss_bound_db: float) -> PairScores:
+    """What the figures of a set come to."""
     change: dict[PairMetric, Interval] = {metric: interval(measured.changes(metric)) for metric in PAIR_METRICS}
-    psnr = change["psnr_db"]
-    # One pair has no interval: it is judged by itself.
-    lowest = psnr.low if psnr.known else psnr.mean
     return PairScores(
         data_set=data_set,
         subject=subject,
@@ -141,8 +140,16 @@ def _scores(subject: str, data_set: str, measured: _Measured, loss_bound_db: flo
         after={metric: tuple(one[metric] for one in measured.after) for metric in PAIR_METRICS},
         change=change,
         loss_bound_db=loss_bound_db,
-        passed=-lowest <= loss_bound_db,
+        passed=_judged(change["psnr_db"], loss_bound_db),
     )
+
+
+def _judged(change: Interval, loss_bound_db: float) -> bool | None:
+    """Whether no more than ``loss_bound_db`` is lost; ``None`` where the interval goes beyond it: nothing is shown."""
+    if -change.mean > loss_bound_db:
+        return False
+    # One pair has no interval: it is judged by itself.
+    return True if not change.known or -change.low <= loss_bound_db else None
 
 
 def _type_of(backend: Backend) -> str:

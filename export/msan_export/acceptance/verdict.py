@@ -119,7 +119,7 @@ class PairScores:
         before, after: a figure for each picture: of the reference in PyTorch, and of the subject.
         change: ``after - before`` of each metric: mean over pictures, and its confidence interval.
         loss_bound_db: largest loss of PSNR allowed.
-        passed: whether the loss is within the bound.
+        passed: whether the loss is within the bound; ``None`` where the interval goes beyond it and the mean does not.
     """
 
     data_set: str
@@ -129,7 +129,7 @@ class PairScores:
     after: Mapping[PairMetric, tuple[float, ...]]
     change: Mapping[PairMetric, Interval]
     loss_bound_db: float
-    passed: bool
+    passed: bool | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,10 @@ def verify(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many pairs of each data set.")] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Only the bundle's files on the pictures: no largest size, no backends.")
+        bool,
+        typer.Option(
+            "--quick", help="Only the bundle's files on the pictures: no largest size, no backends but for --pairs."
+        ),
     ] = False,
     reference: Annotated[
         Literal["float32", "float64"], typer.Option(help="Type that PyTorch computes the reference in.")
@@ -78,6 +81,7 @@ def verify(
     with errors.status("verifying") as status:
         report = verify_bundle(loaded, folder, cases, scope, on_step=status.update)
     print_verdict(report)
+    say(f"{'PASS' if report.passed else 'FAIL'}: {folder}")
     # A shipped bundle lies among the installed packages: its figures go to the working folder.
     beside = folder.resolve().parent if Path(bundle).is_dir() else Path.cwd()
     figures = json or beside / f"{folder.resolve().name}.parity.json"
@@ -85,7 +89,7 @@ def verify(
     for target, text in ((figures, parity_json(report)), (page, report_html(report))):
         with writing(target):
             write_text(target, text)
-    say(f"{'PASS' if report.passed else 'FAIL'}: {folder} (page {page}, figures {figures})")
+        say(f"wrote {target}")
     if not report.passed:
         raise typer.Exit(1)
 

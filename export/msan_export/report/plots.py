@@ -256,7 +256,7 @@ def _change_lane(scores: PairScores, changes: Sequence[float], axis: Axis) -> La
         name=scores.subject,
         told=told,
         words=f"{scores.subject}: {len(dots)} pictures, mean change {told}, bound {bound:g} dB",
-        passed=scores.passed,
+        passed=scores.passed is not False,
         dots=dots,
         bound=axis.percent(bound),
         bar=Bar(at=axis.percent(change.mean), low=axis.percent(low), high=axis.percent(high)),
