@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -n)
 
-.PHONY: demo browser test test-slow lint format docs docs-linkcheck bench wheel clean
+.PHONY: demo browser moto test test-slow lint format docs docs-linkcheck bench wheel clean
 
 demo: $(VENV)/.export
 	$(BIN)/msan deploy msan-s --output demo/msan-s --gpu rtx30,rtx40,rtx50
@@ -13,16 +13,24 @@ demo: $(VENV)/.export
 	@echo "See demo/lighthouse-blurred.compare.png. The engine for RTX 30, 40 and 50 cards: demo/msan-s/msan-s.rtx.engine"
 
 # Two processes, since exports use one core alone. The runtime's tests have one of their own: it never meets PyTorch in
-# use either.
-test: $(VENV)/.dev browser
+# use either. Those of clusters have another: Ray leaves threads behind.
+test: $(VENV)/.dev browser moto
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/export tests/msan tests/calib tests/rules tests/docs
-	$(BIN)/python -m pytest tests/runtime
+	$(BIN)/python -m pytest tests/runtime --ignore=tests/runtime/cluster
+	$(BIN)/python -m pytest tests/runtime/cluster
 
 # A Chromium for the tests of report pages. Where there is none they are skipped; with CI in the environment they fail.
 browser:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
 	|| { $(AS_ROOT) apt-get update -qq && $(AS_ROOT) apt-get install -qq -y --no-install-recommends chromium; } >/dev/null \
 	|| echo "No Chromium, and none could be installed: the tests of report pages will be skipped."
+
+# An S3 server for tests/runtime/cluster, apart: boto takes python-dateutil before 3 alone.
+moto: build/moto/bin/moto_server
+
+build/moto/bin/moto_server: | $(VENV)/bin/python
+	$(BIN)/python -m venv build/moto
+	build/moto/bin/python -m pip install --quiet --disable-pip-version-check 'moto[s3]==5.2.5' 'flask==3.1.3' 'flask-cors==6.0.5'
 
 # Minutes: the full 8.9-million-parameter network from checkpoint to bundle.
 test-slow: $(VENV)/.dev

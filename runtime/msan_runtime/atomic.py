@@ -14,7 +14,7 @@ from pathlib import Path
 
 from msan_runtime.locks import try_lock
 
-__all__ = ["remove_abandoned", "replacing", "write_bytes", "write_text"]
+__all__ = ["marked", "remove_abandoned", "replacing", "write_bytes", "write_text"]
 
 TEMPORARY_NAME = re.compile(r"\.msan-.*\.[0-9a-f]{16}\.tmp", re.DOTALL)
 
@@ -43,6 +43,22 @@ def replacing(path: Path) -> Generator[Path]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def marked(folder: Path) -> Generator[Path]:
+    """Give a file in ``folder`` that nobody else has, there until the end of the block: who sees it sees the folder.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    path = folder / f".msan-marker.{secrets.token_hex(8)}.tmp"
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+    try:
+        with _held(handle):
+            yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def remove_abandoned(folder: Path) -> None:

@@ -20,7 +20,7 @@ from msan_runtime.machine import usable_cores
 from msan_runtime.pipeline import StageTimes, overlapped
 from msan_runtime.video import VideoOptions, VideoProgress, deblur_video
 
-__all__ = ["FileOptions", "Outcome", "deblur_files", "default_workers"]
+__all__ = ["FileOptions", "Outcome", "deblur_files", "default_workers", "state_if_due"]
 
 MOST_WORKERS = 4
 CORES_PER_WORKER = 4
@@ -116,6 +116,18 @@ def deblur_files(
     )
 
 
+def state_if_due(job: Job, journal: Journal | None, *, skip_existing: bool = False) -> SourceState | None:
+    """The source of ``job`` as it is now; ``None`` if its result is there and is to be kept.
+
+    Raises:
+        PictureError: if the source cannot be read.
+    """
+    if skip_existing and all(path.exists() for path in job.results):
+        return None
+    state = _state_of(job)
+    return None if journal is not None and journal.is_done(job, state) else state
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Work:
     """A job on its way: what is known of it so far. Once ``error`` or ``kept`` is set, nothing more is done."""
@@ -158,10 +170,8 @@ class _Stages:
 
     def _read(self, work: _Work) -> _Work:
         job = work.job
-        if self._options.skip_existing and all(path.exists() for path in job.results):
-            return dataclasses.replace(work, kept=True)
-        state = _state_of(job)
-        if self._journal is not None and self._journal.is_done(job, state):
+        state = state_if_due(job, self._journal, skip_existing=self._options.skip_existing)
+        if state is None:
             return dataclasses.replace(work, kept=True)
         if job.is_video:
             return dataclasses.replace(work, state=state)

@@ -15,6 +15,7 @@ from msan_runtime.commands.deblur import deblur
 from msan_runtime.commands.doctor import doctor
 from msan_runtime.commands.package import package
 from msan_runtime.commands.screen import GroupedCommand, errors, printable
+from msan_runtime.commands.serve import serve
 from msan_runtime.commands.signing import sign, verify_signature
 from msan_runtime.errors import MissingExtraError, MsanError
 
@@ -36,6 +37,8 @@ EXTRA_OF_PACKAGE = {
     "openvino": "openvino",
     "av": "video",
     "cryptography": "sign",
+    "ray": "ray",
+    "fsspec": "ray",
 }
 EXTRA_OF_COMMAND = {
     "train": "train",
@@ -92,6 +95,7 @@ app.command("deblur", cls=GroupedCommand)(deblur)
 app.command("bench", cls=GroupedCommand)(bench)
 app.command("doctor", cls=GroupedCommand)(doctor)
 app.command("package", cls=GroupedCommand)(package)
+app.command("serve", cls=GroupedCommand)(serve)
 app.command("sign", cls=GroupedCommand)(sign)
 app.command("verify-signature", cls=GroupedCommand)(verify_signature)
 app.add_typer(cache_app, name="cache")

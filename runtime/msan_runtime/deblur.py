@@ -15,7 +15,7 @@ from msan_runtime.backends.base import Backend
 from msan_runtime.bundle import Bundle, open_bundle
 from msan_runtime.contract import PictureArray, check_picture
 from msan_runtime.select import Selection, open_float_backend, select_backend
-from msan_runtime.tiling import TiledRunner
+from msan_runtime.tiling import TiledRunner, TileListener
 
 __all__ = ["Deblurrer"]
 
@@ -117,17 +117,24 @@ class Deblurrer:
         (deblurred,) = self.stream((picture,))
         return deblurred
 
-    def stream(self, pictures: Iterable[npt.NDArray[Level]]) -> Iterator[npt.NDArray[Level]]:
+    def stream(
+        self, pictures: Iterable[npt.NDArray[Level]], on_tile: TileListener | None = None
+    ) -> Iterator[npt.NDArray[Level]]:
         """:meth:`deblur` for each picture, lazily and in order.
 
         Pictures in a row of one size and type are passed to the device without a pause between them:
         up to a few are then taken from ``pictures`` before the first result comes.
 
+        Args:
+            pictures: taken lazily.
+            on_tile: called before each tile of a picture is taken, in the thread that iterates, with how many
+                were taken before and how many the picture has. What it raises ends the stream and comes through.
+
         Raises:
             As :meth:`deblur`; what ``pictures`` raises comes through.
         """
         for _, alike in itertools.groupby(map(_checked, pictures), key=_kind):
-            yield from self._run(alike)
+            yield from self._run(alike, on_tile)
 
     def close(self) -> None:
         """Release the backends."""
@@ -143,10 +150,10 @@ class Deblurrer:
     ) -> None:
         self.close()
 
-    def _run(self, alike: Iterator[npt.NDArray[Level]]) -> Iterator[Any]:
+    def _run(self, alike: Iterator[npt.NDArray[Level]], on_tile: TileListener | None) -> Iterator[Any]:
         """Deblur pictures of one size and type."""
         first = next(alike)
-        yield from self._runner_for(first).run(itertools.chain((first,), alike))
+        yield from self._runner_for(first).run(itertools.chain((first,), alike), on_tile)
 
     def _runner_for(self, picture: PictureArray) -> TiledRunner:
         """What runs pictures of that type; the float backend is opened by the first that needs it."""

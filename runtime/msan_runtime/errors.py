@@ -13,6 +13,7 @@ __all__ = [
     "OutOfMemoryError",
     "PictureError",
     "SelfTestError",
+    "UnknownFormatError",
 ]
 
 
@@ -32,6 +33,10 @@ class ContractError(MsanError):
 
 class PictureError(MsanError):
     """A picture file that cannot be read or written."""
+
+
+class UnknownFormatError(PictureError):
+    """A file in none of the formats that are read."""
 
 
 class BundleError(MsanError):

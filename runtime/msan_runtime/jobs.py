@@ -18,7 +18,7 @@ from msan_runtime.naming import Naming
 from msan_runtime.video import VIDEO_SUFFIXES
 from msan_runtime.walk import file_id, find_files
 
-__all__ = ["Job", "Plan", "plan_jobs"]
+__all__ = ["MEDIA_SUFFIXES", "Job", "Plan", "plan_jobs", "refuse_twins"]
 
 UNSUPPORTED_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".ppm"})
 """Names that mean a picture, not a folder, in a format that is not written."""
@@ -216,13 +216,17 @@ def _refuse_clashes(plan: Plan, output: Path) -> None:
             if file_id(result) in sources:
                 raise PictureError(f"the result of {job.source} would replace the input {result}. Choose another -o")
     key_of = _exact_key()
-    names = _refuse_twins(plan, key_of)
+    names = refuse_twins(plan, key_of)
     if len({_folded(name) for name in names}) < len(names) and _ignores_case(output):
-        _refuse_twins(plan, lambda path: _folded(key_of(path)))
+        refuse_twins(plan, lambda path: _folded(key_of(path)))
 
 
-def _refuse_twins(plan: Plan, key_of: Callable[[Path], str]) -> dict[str, int]:
-    """Refuse two results of one key; gives the keys, each with the job's number."""
+def refuse_twins(plan: Plan, key_of: Callable[[Path], str]) -> dict[str, int]:
+    """Refuse two results of one key; gives the keys, each with the job's number.
+
+    Raises:
+        PictureError: naming the two sources.
+    """
     taken: dict[str, int] = {}
     for number, job in enumerate(plan):
         for result in job.results if job.problem is None else ():

@@ -114,13 +114,16 @@ class Journal:
 
     def is_done(self, job: Job, source: SourceState) -> bool:
         """Whether the results of ``job`` are there, whole, and of the source as it is now."""
-        digest = self._done.get(self._relative(job.target))
-        if digest is None:
+        if self._relative(job.target) not in self._done:
             return False
         try:
-            return _digest(self._entry(job, source)) == digest
+            return self.knows(self._entry(job, source))
         except OSError:  # a result is not there
             return False
+
+    def knows(self, entry: Mapping[str, Any]) -> bool:
+        """Whether ``entry`` is the last line of its ``target``: the same source gave the same result."""
+        return self._done.get(entry["target"]) == _digest(entry)
 
     def note_started(self, job: Job) -> None:
         """Note that the results of ``job`` are about to be written: should a kill come before
@@ -131,13 +134,23 @@ class Journal:
         """
         self._append({"starts": [self._relative(path) for path in job.results]}, durable=False)
 
-    def note_done(self, job: Job, source: SourceState) -> None:
+    def note_done(self, job: Job, source: SourceState, *, durable: bool = True) -> None:
         """Note that the results of ``job`` are on the disk.
 
         Raises:
             OSError: if the journal cannot be written.
         """
-        self._append(self._entry(job, source))
+        self.note(self._entry(job, source), durable=durable)
+
+    def note(self, entry: Mapping[str, Any], *, durable: bool = True) -> None:
+        """Add a line; it survives a kill, and a power cut if it is ``durable``.
+
+        :meth:`note_done` and :meth:`note_failed` make it of a job whose files are at hand.
+
+        Raises:
+            OSError: if the journal cannot be written.
+        """
+        self._append(entry, durable=durable)
 
     def note_failed(self, job: Job, reason: str) -> None:
         """Note why ``job`` has no result. The next run tries again.

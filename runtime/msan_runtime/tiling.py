@@ -7,7 +7,7 @@ import itertools
 import logging
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -18,7 +18,10 @@ from msan_runtime.errors import ContractError, OutOfMemoryError
 from msan_runtime.memory import LEAST_TILE_PX
 from msan_runtime.tiles import DEFAULT_OVERLAP_PX, Region, TilePlan, plan_fixed_tiles, plan_tiles
 
-__all__ = ["TiledRunner"]
+__all__ = ["TileListener", "TiledRunner"]
+
+TileListener = Callable[[int, int], None]
+"""Told how many tiles of a picture were taken, and how many it has."""
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +61,12 @@ class TiledRunner:
             return plan_tiles(height, width, self.limits, overlap_px=self._overlap_px)
         return plan_fixed_tiles(height, width, self._tile, self.limits, overlap_px=self._overlap_px)
 
-    def run(self, pictures: Iterable[PictureArray]) -> Iterator[PictureArray]:
+    def run(self, pictures: Iterable[PictureArray], on_tile: TileListener | None = None) -> Iterator[PictureArray]:
         """Deblur checked pictures of one shape and type, lazily and in order.
+
+        Args:
+            pictures: taken lazily.
+            on_tile: called before each tile is taken, in the thread that iterates; what it raises ends the run.
 
         Raises:
             OutOfMemoryError: if not even the smallest tiles fit the device.
@@ -68,16 +75,16 @@ class TiledRunner:
         waiting = _Waiting(pictures)
         while True:
             try:
-                yield from self._pass(waiting)
+                yield from self._pass(waiting, on_tile)
                 return
             except OutOfMemoryError as error:
                 if error is waiting.failure:
                     raise
                 self._shrink(waiting, error)
 
-    def _pass(self, waiting: _Waiting) -> Iterator[PictureArray]:
+    def _pass(self, waiting: _Waiting, on_tile: TileListener | None) -> Iterator[PictureArray]:
         """Deblur what waits and what comes after it, until the end or until memory runs out."""
-        outputs = self.backend.infer_many(self._cut(waiting))
+        outputs = self.backend.infer_many(self._cut(waiting, on_tile))
         for first in outputs:
             picture = waiting.taken[0]
             plan = self.plan(*picture.shape[:2])
@@ -85,11 +92,13 @@ class TiledRunner:
             waiting.taken.popleft()
             yield deblurred
 
-    def _cut(self, waiting: _Waiting) -> Iterator[PictureArray]:
+    def _cut(self, waiting: _Waiting, on_tile: TileListener | None) -> Iterator[PictureArray]:
         """The tiles of all pictures, each 1×H×W×3, contiguous, of what the backend takes."""
         for picture in waiting:
             plan = self.plan(*picture.shape[:2])
-            for region in plan.regions():
+            for taken, region in enumerate(plan.regions()):
+                if on_tile is not None:
+                    on_tile(taken, len(plan))
                 yield tiles_from_pixels(_tile(picture, region), self.backend.io)
 
     def _shrink(self, waiting: _Waiting, error: OutOfMemoryError) -> None:

@@ -40,6 +40,9 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "msan_calib/samples/input/city.jpg",
         "msan_calib/samples/target/city.jpg",
         "msan_runtime/py.typed",
+        "msan_runtime/serve/page/index.html",
+        "msan_runtime/serve/page/script.js",
+        "msan_runtime/serve/page/openapi.json",
     ],
 )
 def test_the_wheel_carries(names: list[str], name: str) -> None:

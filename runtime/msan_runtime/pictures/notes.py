@@ -17,9 +17,9 @@ _subject: ContextVar[Path | str] = ContextVar("_subject", default="a picture")
 
 
 @contextmanager
-def notes_about(path: Path) -> Generator[None]:
-    """Give the notes of the block, in this thread, the name of ``path``."""
-    token = _subject.set(path)
+def notes_about(subject: Path | str) -> Generator[None]:
+    """Give the notes of the block, in this thread, the name of ``subject``."""
+    token = _subject.set(subject)
     try:
         yield
     finally:

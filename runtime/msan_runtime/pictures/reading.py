@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from msan_runtime.contract import PictureArray
-from msan_runtime.errors import MissingExtraError, PictureError
+from msan_runtime.errors import MissingExtraError, PictureError, UnknownFormatError
 from msan_runtime.pictures.colour import ink_conversion, plain_conversion
 from msan_runtime.pictures.deep import read_deep_png, read_deep_tiff
 from msan_runtime.pictures.jpeg import open_jpeg, read_jpeg_header
@@ -25,7 +26,7 @@ from msan_runtime.pictures.tiff import open_tiff, read_tiff_header
 from msan_runtime.pictures.transparency import fill_hidden
 from msan_runtime.pictures.webp import open_webp, read_webp_header
 
-__all__ = ["read_picture"]
+__all__ = ["decode_picture", "read_header", "read_picture"]
 
 HEADERS: dict[FileFormat, Callable[[BinaryIO], Header]] = {
     "JPEG": read_jpeg_header,
@@ -57,22 +58,55 @@ def read_picture(path: Path, *, deep: bool = False, max_pixels: int = DEFAULT_MA
             pictures or more bits than asked for.
         MissingExtraError: for 16 bits without the packages for them.
     """
+    # An open file: given a path, Pillow 13 maps uncompressed TIFFs and garbles those it must turn.
+    with _explained(path), path.open("rb") as file:
+        return _read(file, deep=deep, max_pixels=max_pixels)
+
+
+def decode_picture(file: BinaryIO, *, name: str, deep: bool = False, max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture:
+    """:func:`read_picture` of an open file, from its first byte on; messages call it ``name``.
+
+    Raises:
+        As :func:`read_picture`.
+    """
+    with _explained(name):
+        return _read(file, deep=deep, max_pixels=max_pixels)
+
+
+def read_header(file: BinaryIO, *, name: str) -> Header:
+    """What an open file, from its first byte on, says of its picture; no pixel is decoded.
+
+    Raises:
+        UnknownFormatError: if it is not a JPEG, PNG, WebP or TIFF.
+        PictureError: if what it says cannot be read.
+    """
+    with _explained(name):
+        return _header(file)
+
+
+@contextmanager
+def _explained(name: Path | str) -> Generator[None]:
+    """Pillow without its warnings, and every error of the block as a PictureError that names the file."""
     try:
-        # An open file: given a path, Pillow 13 maps uncompressed TIFFs and garbles those it must turn.
-        with path.open("rb") as file, quiet_pillow(), notes_about(path):
-            return _read(file, deep=deep, max_pixels=max_pixels)
+        with quiet_pillow(), notes_about(name):
+            yield
     except PictureError as error:
-        raise PictureError(f"{path} {error}") from error
+        raise type(error)(f"{name} {error}") from error
     except MissingExtraError:
         raise
     except Exception as error:  # a damaged file can make the decoders raise almost anything
-        raise PictureError(f"{path} {_reason(error)}") from error
+        raise PictureError(f"{name} {_reason(error)}") from error
+
+
+def _header(file: BinaryIO) -> Header:
+    file.seek(0)
+    file_format = _format(file)
+    file.seek(0)
+    return HEADERS[file_format](file)
 
 
 def _read(file: BinaryIO, *, deep: bool, max_pixels: int) -> Picture:
-    file_format = _format(file)
-    file.seek(0)
-    header = HEADERS[file_format](file)
+    header = _header(file)
     _check(header, deep=deep, max_pixels=max_pixels)
     file.seek(0)
     metadata = upright(header.metadata)
@@ -100,7 +134,7 @@ def _format(file: BinaryIO) -> FileFormat:
         return "WEBP"
     if start.startswith(TIFF_STARTS):
         return "TIFF"
-    raise PictureError("is not a JPEG, PNG, WebP or TIFF picture")
+    raise UnknownFormatError("is not a JPEG, PNG, WebP or TIFF picture")
 
 
 def _check(header: Header, *, deep: bool, max_pixels: int) -> None:

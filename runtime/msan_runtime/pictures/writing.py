@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from msan_runtime.atomic import replacing
@@ -15,7 +16,7 @@ from msan_runtime.pictures.quiet import quiet_pillow
 from msan_runtime.pictures.tiff import write_tiff
 from msan_runtime.pictures.webp import write_webp
 
-__all__ = ["write_picture"]
+__all__ = ["encode_picture", "write_picture"]
 
 AS_ITS_SOURCE = EncodeOptions()
 
@@ -41,6 +42,25 @@ def write_picture(path: Path, picture: Picture, options: EncodeOptions = AS_ITS_
         raise
     except Exception as error:  # so can metadata that a camera wrote badly
         raise PictureError(f"cannot write {path}: {_reason(error)}") from error
+
+
+def encode_picture(
+    picture: Picture, file_format: FileFormat, options: EncodeOptions = AS_ITS_SOURCE, *, name: str
+) -> bytes:
+    """``picture`` as the bytes that :func:`write_picture` writes to a file; messages call it ``name``.
+
+    Raises:
+        As :func:`write_picture`.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="msan-") as folder, quiet_pillow(), notes_about(name):
+            path = Path(folder) / "picture"
+            _encode(path, file_format, picture, options)
+            return path.read_bytes()
+    except MissingExtraError:
+        raise
+    except Exception as error:
+        raise PictureError(f"cannot write {name}: {_reason(error)}") from error
 
 
 def _encode(path: Path, file_format: FileFormat, picture: Picture, options: EncodeOptions) -> None:

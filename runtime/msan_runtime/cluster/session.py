@@ -1,0 +1,131 @@
+"""Ray started or joined, and quiet: nothing of it on the screen but what ends the run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msan_runtime.cluster.options import ClusterError, RayOptions
+from msan_runtime.errors import MissingExtraError
+
+__all__ = ["Pool", "plan_pool", "ray_session"]
+
+logger = logging.getLogger(__name__)
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""What Ray reads when it is imported; whoever has set it otherwise is obeyed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """The workers that the cluster is asked for.
+
+    Attributes:
+        fewest, most: of them; Ray starts more while files wait, and ends those that idle.
+        gpus, cpus: of each.
+    """
+
+    fewest: int
+    most: int
+    gpus: float
+    cpus: float
+
+
+@contextmanager
+def ray_session(address: str) -> Generator[Any]:
+    """The module ``ray``, connected to ``address``; a connection that was there before is used, and stays.
+
+    Raises:
+        MissingExtraError: without Ray.
+        ClusterError: if there is no cluster at ``address``.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+
+        importlib.import_module("ray.data")  # sets up its loggers
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "ray", "ray") from error
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    there_before = bool(ray.is_initialized())
+    if not there_before:
+        _connect(ray, address)
+    try:
+        # Ray prints what it hears of dead nodes and workers.
+        with contextlib.redirect_stdout(sys.stderr):
+            yield ray
+    finally:
+        if not there_before:
+            ray.shutdown()
+
+
+def plan_pool(ray: Any, options: RayOptions) -> Pool:
+    """The pool that ``options`` ask for, with what they leave open decided by the nodes that are there.
+
+    Raises:
+        ClusterError: if a worker fits no node, and no node can join.
+    """
+    nodes: list[Mapping[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    with_cpus = [node["CPU"] for node in nodes if node.get("CPU")]
+    has_gpus = any(node.get("GPU") for node in nodes)
+    gpus = options.gpus if options.gpus is not None else 1.0 if has_gpus else 0.0
+    cpus = options.cpus if options.cpus is not None else 1.0 if gpus else min(with_cpus, default=1.0)
+    room = sum(_room(node, gpus, cpus) for node in nodes)
+    if room == 0:
+        words = f"no node has the {gpus:g} GPUs and {cpus:g} CPUs of a worker"
+        if options.address == "local":
+            raise ClusterError(f"{words}. Ask for less with --ray-gpus and --ray-cpus")
+        logger.warning("%s: waiting for one that joins the cluster", words)
+    fewest, most = options.workers or (1, max(room, 1))
+    return Pool(fewest=fewest, most=most, gpus=gpus, cpus=cpus)
+
+
+def _room(node: Mapping[str, float], gpus: float, cpus: float) -> int:
+    """How many workers fit a node."""
+    wanted = [(node.get("GPU", 0.0), gpus), (node.get("CPU", 0.0), cpus)]
+    return int(min((there / asked for there, asked in wanted if asked), default=1))
+
+
+def _connect(ray: Any, address: str) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
+    if address == "local":
+        options["include_dashboard"] = False
+    try:
+        with _hushed():
+            ray.init(address=address, **options)
+    except Exception as error:  # Ray's own, and those of gRPC
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        if address == "local":
+            raise ClusterError(f"Ray does not start here: {reason}") from error
+        raise ClusterError(
+            f"no Ray cluster at {address}: {reason}. Start one with ray start --head, or give --ray local"
+        ) from error
+
+
+@contextmanager
+def _hushed() -> Generator[None]:
+    """Nothing on the error stream: Ray's C++ core tells there that it was told to tell nothing."""
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
