@@ -64,7 +64,7 @@ def two_nodes() -> Generator[Any]:
 
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         cluster.add_node(num_cpus=1)
-        with ray_session(cluster.address):
+        with ray_session(str(cluster.address)):
             yield cluster
         cluster.shutdown()
 
