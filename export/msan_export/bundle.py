@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +27,7 @@ from msan_export.report.page import report_html
 from msan_export.self_test import write_self_test
 from msan_export.source import Source
 from msan_export.versions import TOOLS
-from msan_runtime.atomic import write_bytes, write_text
+from msan_runtime.atomic import replacing_folder, write_bytes, write_text
 from msan_runtime.attention import DEFAULT_ATTENTION, Attention
 from msan_runtime.contract import CONTRACT_VERSION
 from msan_runtime.errors import BundleError, CheckFailedError
@@ -270,20 +268,12 @@ def _staging(folder: Path) -> Generator[Path]:
     """A temporary folder beside ``folder`` that takes its place if the block ends well."""
     if folder.exists() and not _replaceable(folder):
         raise BundleError(f"{folder} exists and is not a bundle: choose another -o")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        outer = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise BundleError(f"cannot write to {folder.parent}: {error.strerror}. Choose another -o") from error
-    try:
-        stage = outer / "new"
-        stage.mkdir()
+    with ExitStack() as stack:
+        try:
+            stage = stack.enter_context(replacing_folder(folder))
+        except OSError as error:
+            raise BundleError(f"cannot write to {folder.parent}: {error.strerror}. Choose another -o") from error
         yield stage
-        if folder.exists():
-            folder.rename(outer / "old")
-        stage.rename(folder)
-    finally:
-        shutil.rmtree(outer, ignore_errors=True)
 
 
 def _replaceable(folder: Path) -> bool:

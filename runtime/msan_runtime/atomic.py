@@ -6,7 +6,9 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from pathlib import Path
 
 from msan_runtime.locks import try_lock
 
-__all__ = ["marked", "remove_abandoned", "replacing", "write_bytes", "write_text"]
+__all__ = ["marked", "remove_abandoned", "replacing", "replacing_folder", "write_bytes", "write_text"]
 
 TEMPORARY_NAME = re.compile(r"\.msan-.*\.[0-9a-f]{16}\.tmp", re.DOTALL)
 
@@ -43,6 +45,28 @@ def replacing(path: Path) -> Generator[Path]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Generator[Path]:
+    """Give an empty folder beside ``folder``; put it in ``folder``'s place if the block ends well.
+
+    On an exception it is removed and ``folder`` is as it was. What is to be replaced is the caller's to decide.
+
+    Raises:
+        OSError: if the folder around it cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    outer = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        stage = outer / "new"
+        stage.mkdir()
+        yield stage
+        if folder.exists():
+            folder.rename(outer / "old")
+        stage.rename(folder)
+    finally:
+        shutil.rmtree(outer, ignore_errors=True)
 
 
 @contextmanager

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
-import tempfile
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +15,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from msan_runtime.atomic import replacing_folder
 from msan_runtime.bundle import Bundle
 from msan_runtime.contract import INPUT_NAME, OUTPUT_NAME
 from msan_runtime.errors import BundleError
@@ -85,7 +83,7 @@ def package_for_triton(
             raise BundleError(f"{target} exists and was not made by msan package: choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     for model in models:
-        with _replacing_folder(folder / model.name) as stage:
+        with replacing_folder(folder / model.name) as stage:
             _write(bundle, model, device, stage)
     return models
 
@@ -206,18 +204,3 @@ def _quoted(text: str) -> str:
     """A string of protobuf's text form."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
-
-
-@contextmanager
-def _replacing_folder(folder: Path) -> Generator[Path]:
-    """A temporary folder beside ``folder`` that takes its place if the block ends well."""
-    outer = Path(tempfile.mkdtemp(prefix=".msan-", dir=folder.parent))
-    try:
-        stage = outer / "new"
-        stage.mkdir()
-        yield stage
-        if folder.exists():
-            folder.rename(outer / "old")
-        stage.rename(folder)
-    finally:
-        shutil.rmtree(outer, ignore_errors=True)
