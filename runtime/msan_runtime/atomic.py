@@ -21,7 +21,7 @@ __all__ = ["marked", "remove_abandoned", "replacing", "replacing_folder", "write
 TEMPORARY_NAME = re.compile(r"\.msan-.*\.[0-9a-f]{16}\.tmp", re.DOTALL)
 
 ABANDONED_SECONDS = 3600.0
-"""Age from which a temporary file counts as abandoned on Windows, where it cannot be locked while it is written."""
+"""Age from which a temporary file counts as abandoned where it cannot be locked while it is written, as on Windows."""
 
 
 @contextmanager

@@ -223,8 +223,9 @@ def _open_engine(
     except EngineUnfitError as error:
         if not wanted.rebuild:
             raise
-        engine, entry = rebuilt_engine(bundle, entry_for(bundle, flavour), this_gpu(), reason=str(error))
-        backend = opened(engine, entry)
+        engine = rebuilt_engine(bundle, entry_for(bundle, flavour), this_gpu(), reason=str(error))
+        entry = engine.entry
+        backend = opened(engine.data, entry)
     return _bounded(backend, bundle, entry, wanted.memory_bytes)
 
 

@@ -171,6 +171,19 @@ def test_what_is_no_engine_fails_even_with_a_matching_hash(tiny: Checkpoint, bun
     assert ("rtx.engine", "engine") in failures(verify_bundle(tiny, bundle, CASES, QUICK))
 
 
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"x"], ids=["cut", "longer"])
+def test_an_engine_of_another_size_fails_even_with_a_matching_hash(
+    tiny: Checkpoint, bundle: Path, change: Callable[[bytes], bytes]
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    engine = next(bundle.glob("*.engine"))
+    engine.write_bytes(change(engine.read_bytes()))
+    rehash(bundle, engine)
+    report = verify_bundle(tiny, bundle, CASES, QUICK)
+    assert ("rtx.engine", "engine") in failures(report)
+    assert "its header says" in " ".join(check.detail for check in report.checks)
+
+
 def test_an_engine_of_another_release_is_found_without_a_gpu(tiny: Checkpoint, bundle: Path) -> None:
     manifest = load_manifest(bundle)
     (entry,) = manifest.engines

@@ -61,7 +61,8 @@ def rtx_engine() -> tuple[bytes, EngineEntry]:
     try:
         rtx.open_rtx(data, entry).close()
     except EngineUnfitError as error:
-        return rebuilt_engine(bundle, entry, this_gpu(), reason=str(error))
+        engine = rebuilt_engine(bundle, entry, this_gpu(), reason=str(error))
+        return engine.data, engine.entry
     return data, entry
 
 

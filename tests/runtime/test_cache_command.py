@@ -55,10 +55,14 @@ def test_engines_are_built_ahead_once(cache: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     fits = msan("cache", "prebuild", "--gpu", "rtx40")
     assert "own engine fits" in fits.stdout
-    commands = [subprocess.Popen([*MSAN, "cache", "prebuild", "--gpu", "t4"], stderr=subprocess.PIPE) for _ in range(3)]
-    said = [command.communicate(timeout=200)[1].decode() for command in commands]
-    assert [command.returncode for command in commands] == [0, 0, 0], said
-    assert sum("building an engine for sm_75" in text for text in said) == 1
+    command = [*MSAN, "cache", "prebuild", "--gpu", "t4"]
+    pipe = subprocess.PIPE
+    started = [subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) for _ in range(3)]
+    said = [process.communicate(timeout=200) for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], said
+    assert sum("building an engine for sm_75" in error for _, error in said) == 1
+    assert sorted("sm_75: built" in out for out, _ in said) == [False, False, True]
+    assert sum("sm_75: was there" in out for out, _ in said) == 2
     (engine,) = kept_in(cache / "engines")
     assert engine.about["for"] == "7.5"
     engine.path.write_bytes(b"garbage")

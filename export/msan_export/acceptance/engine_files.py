@@ -18,6 +18,10 @@ __all__ = ["engine_checks"]
 DAMAGED_BIT = 32
 """Of TensorRT-RTX's EngineInvalidityDiagnostics; the one of them that it sets without a GPU."""
 
+KNOWN_LAYOUT = b"vtrt" + bytes(4) + (2).to_bytes(8, "little")
+SIZE_AT = 16
+"""As engines of TensorRT-RTX 1.7 begin: it is not documented, so that another beginning is taken as it is."""
+
 
 def engine_checks(folder: Path, manifest: Manifest, changed: Collection[str]) -> Iterator[Check]:
     """A check for each engine not among the ``changed``; of another release than the one here, it is not run."""
@@ -38,8 +42,21 @@ def _damage(path: Path, entry: EngineEntry) -> str:
         return ""
     runtime = trt.Runtime(silent_logger(trt))
     with path.open("rb") as file:
-        _, bits = runtime.get_engine_validity(file.read(runtime.engine_header_size))
-    return "it is damaged or no TensorRT-RTX engine: deploy the checkpoint again" if int(bits) & DAMAGED_BIT else ""
+        header = file.read(runtime.engine_header_size)
+    _, bits = runtime.get_engine_validity(header)
+    if int(bits) & DAMAGED_BIT:
+        return "it is damaged or no TensorRT-RTX engine: deploy the checkpoint again"
+    size_bytes, said_bytes = path.stat().st_size, _said_bytes(header)
+    if said_bytes not in (None, size_bytes):
+        return f"it has {size_bytes} bytes, its header says {said_bytes}: deploy the checkpoint again"
+    return ""
+
+
+def _said_bytes(header: bytes) -> int | None:
+    """The engine's size by its header, which TensorRT-RTX heeds on a GPU alone; ``None`` of a layout not known."""
+    if not header.startswith(KNOWN_LAYOUT) or len(header) < SIZE_AT + 8:
+        return None
+    return int.from_bytes(header[SIZE_AT : SIZE_AT + 8], "little")
 
 
 def _dissent(folder: Path, manifest: Manifest, entry: EngineEntry) -> str:

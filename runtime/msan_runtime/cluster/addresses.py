@@ -131,7 +131,9 @@ class AddressLedger:
         self._plan = plan
         self._journal = journal
         self._skip_existing = skip_existing
-        self._there = {file.path: file.size_bytes for file in plan.target.files(plan.folder)}
+        files = plan.target.files(plan.folder)
+        plan.target.remove_abandoned(files)
+        self._there = {file.path: file.size_bytes for file in files}
 
     def __iter__(self) -> Iterator[Task | Ended]:
         for number, (job, source) in enumerate(zip(self._plan.jobs, self._plan.sources, strict=True)):

@@ -7,14 +7,15 @@ import datetime
 import os
 import re
 import secrets
-from collections.abc import Generator, Mapping
+import time
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from msan_runtime.atomic import write_bytes
+from msan_runtime.atomic import ABANDONED_SECONDS, TEMPORARY_NAME, write_bytes
 from msan_runtime.errors import MissingExtraError, PictureError
 
 __all__ = ["Store", "StoredFile", "is_address", "open_store"]
@@ -116,6 +117,14 @@ class Store:
             else:
                 self._write_and_rename(path, data)
 
+    def remove_abandoned(self, files: Iterable[StoredFile]) -> None:
+        """Remove those of ``files`` that are temporary ones of :meth:`write` and too old to be still in the writing."""
+        oldest_ns = time.time_ns() - round(ABANDONED_SECONDS * 1e9)
+        for file in files:
+            if TEMPORARY_NAME.fullmatch(PurePosixPath(file.path).name) and file.mtime_ns < oldest_ns:
+                with contextlib.suppress(Exception):  # somebody else's, or gone meanwhile
+                    self._system.rm_file(file.path)
+
     def _write_and_rename(self, path: str, data: bytes) -> None:
         folder, _, name = path.rpartition("/")
         temporary = f"{folder}/.msan-{name[:40]}.{secrets.token_hex(8)}.tmp"
@@ -170,10 +179,10 @@ def _s3() -> Any:
 
 
 def _stored(path: str, info: Mapping[str, Any]) -> StoredFile:
-    time = next((info[name] for name in TIMES if info.get(name) is not None), 0)
-    if isinstance(time, str):
-        time = datetime.datetime.fromisoformat(time)
-    seconds = time.timestamp() if isinstance(time, datetime.datetime) else float(time)
+    changed = next((info[name] for name in TIMES if info.get(name) is not None), 0)
+    if isinstance(changed, str):
+        changed = datetime.datetime.fromisoformat(changed)
+    seconds = changed.timestamp() if isinstance(changed, datetime.datetime) else float(changed)
     return StoredFile(path=path, size_bytes=int(info["size"] or 0), mtime_ns=round(seconds * 1e9))
 
 

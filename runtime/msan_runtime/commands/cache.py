@@ -21,7 +21,7 @@ from msan_runtime.engines.rebuilding import Target, engine_key, entry_for, rebui
 from msan_runtime.errors import BackendError, MsanError
 from msan_runtime.machine import installed_versions
 from msan_runtime.manifest import EngineEntry
-from msan_runtime.store import kept_in, recall
+from msan_runtime.store import kept_in
 from msan_runtime.targets import Capability, capabilities_named
 
 __all__ = ["cache_app"]
@@ -107,11 +107,10 @@ def prebuild(
         if why is None:
             screen.print(f"{target.capability.sm}: the bundle's own engine fits, nothing to build")
             continue
-        before = recall(path) is not None  # what is damaged is built anew
-        data, _ = rebuilt_engine(opened, entry, target, reason=why)
-        done = "was there" if before else "built"
+        engine = rebuilt_engine(opened, entry, target, reason=why)
+        done = "built" if engine.built else "was there"
         where = str(path) if path.exists() else "kept nowhere: the cache folder cannot be written"
-        screen.print(f"{target.capability.sm}: {done}, {_size(len(data))}, {where}")
+        screen.print(f"{target.capability.sm}: {done}, {_size(len(engine.data))}, {where}")
         if not path.exists():
             raise typer.Exit(1)
 

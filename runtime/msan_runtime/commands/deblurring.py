@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -133,6 +133,7 @@ def deblur_there(request: Request, ray_options: RayOptions) -> int:
 
 def _in_folders(request: Request, stack: ExitStack) -> tuple[Plan, Ledger]:
     plan = request.plan()
+    stack.callback(_clear_after_deaths, plan)
     journal = request.journal(plan, stack)
     return plan, LocalLedger(plan, journal, skip_existing=request.files.skip_existing)
 
@@ -141,6 +142,9 @@ def _between_addresses(request: Request, stack: ExitStack) -> tuple[Plan, Ledger
     plan = plan_addresses(request.inputs, request.output, naming=request.naming, compare=request.compare)
     journal = StoreJournal(plan.target, plan.folder, request.run, restart=request.restart)
     stack.callback(journal.close)
+    if plan.target.protocol == "file":
+        _clear_after_deaths(plan.jobs)
+        stack.callback(_clear_after_deaths, plan.jobs)
     return plan.jobs, AddressLedger(plan, journal, skip_existing=request.files.skip_existing)
 
 
@@ -239,6 +243,13 @@ def _prepare_folders(plan: Plan, output: Path) -> None:
             remove_abandoned(target_folder)
     except OSError as error:
         raise PictureError(f"cannot write to {folder}: {error.strerror}. Choose another -o") from error
+
+
+def _clear_after_deaths(plan: Plan) -> None:
+    """Remove what workers that died were writing; what cannot be removed is the next run's to try."""
+    for folder in plan.target_folders():
+        with suppress(OSError):
+            remove_abandoned(folder)
 
 
 def _times_in_words(times: StageTimes) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from msan_runtime.backends.cuda import compute_capability, device_name
@@ -23,7 +23,7 @@ from msan_runtime.errors import BackendError
 from msan_runtime.manifest import EngineEntry
 from msan_runtime.targets import Capability
 
-__all__ = ["Target", "engine_key", "entry_for", "rebuilt_engine", "this_gpu"]
+__all__ = ["RebuiltEngine", "Target", "engine_key", "entry_for", "rebuilt_engine", "this_gpu"]
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +92,23 @@ def engine_key(bundle: Bundle, entry: EngineEntry, target: Target) -> EngineKey:
     )
 
 
-def rebuilt_engine(bundle: Bundle, entry: EngineEntry, target: Target, *, reason: str) -> tuple[bytes, EngineEntry]:
-    """An engine like ``entry`` that fits ``target``, and its entry: kept from before, or built now.
+@dataclass(frozen=True, kw_only=True)
+class RebuiltEngine:
+    """An engine that fits this machine.
+
+    Attributes:
+        data: its bytes.
+        entry: what it is.
+        built: whether it was built just now, by this process, and not kept from before.
+    """
+
+    data: bytes = field(repr=False)
+    entry: EngineEntry
+    built: bool
+
+
+def rebuilt_engine(bundle: Bundle, entry: EngineEntry, target: Target, *, reason: str) -> RebuiltEngine:
+    """An engine like ``entry`` that fits ``target``: kept from before, or built now.
 
     It takes seconds, and no GPU where the flavour is TensorRT-RTX. ``reason`` is logged if it is built.
 
@@ -104,14 +119,17 @@ def rebuilt_engine(bundle: Bundle, entry: EngineEntry, target: Target, *, reason
         BundleError: if the graph was changed.
     """
     key = engine_key(bundle, entry, target)
+    built = False
 
     def build() -> bytes:
+        nonlocal built
+        built = True
         logger.warning("building an engine for %s (kept for the next time): %s", target.capability.sm, reason)
         return _built(bundle, entry, target)
 
     data = kept_or_built(key, _about(bundle, entry, key), build)
     fitting = replace(entry, flavour_version=key.flavour_version, compute_capabilities=(str(target.capability),))
-    return data, fitting
+    return RebuiltEngine(data=data, entry=fitting, built=built)
 
 
 def _built(bundle: Bundle, entry: EngineEntry, target: Target) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import secrets
@@ -112,3 +113,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder but those of the journal, by its inner path."""
     files = (path for path in folder.rglob("*") if path.is_file() and ".msan-journal" not in str(path))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def digests(files: dict[str, bytes]) -> dict[str, str]:
+    """The SHA-256 of each: a comparison that fails is then told in few lines."""
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}

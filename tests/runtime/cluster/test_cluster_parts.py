@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,18 @@ def test_other_file_systems_write_beside_and_rename(memory: Store, monkeypatch: 
     with pytest.raises(PictureError, match=r"cannot write memory:///out/b\.png: full"):
         memory.write("/out/b.png", b"abc")
     assert [file.path for file in memory.files("/out")] == ["/out/a.png"]
+
+
+def test_what_dead_workers_left_half_written_goes_after_an_hour(memory: Store) -> None:
+    old, young = "/out/.msan-a.png.0123456789abcdef.tmp", "/out/.msan-b.png.0123456789abcdef.tmp"
+    for path in (old, young, "/out/a.png", "/in/a.png"):
+        memory.write(path, b"abc")
+    before = datetime.now(tz=UTC) - timedelta(hours=1, seconds=1)
+    for path in (old, "/out/a.png"):
+        memory._system.store[path].created = before  # pyright: ignore[reportPrivateUsage]
+    planned = plan_addresses(["memory:///in"], "memory:///out", naming=Naming())
+    AddressLedger(planned, StoreJournal(memory, "/out", RUN, restart=False), skip_existing=False)
+    assert [file.path for file in memory.files("/out") if ".msan-journal" not in file.path] == [young, "/out/a.png"]
 
 
 def test_unknown_protocols_are_refused() -> None:
