@@ -12,11 +12,11 @@ demo: $(VENV)/.export
 	$(BIN)/msan deblur examples/lighthouse-blurred.png --output demo --bundle demo/msan-s --compare
 	@echo "See demo/lighthouse-blurred.compare.png. The engine for RTX 30, 40 and 50 cards: demo/msan-s/msan-s.rtx.engine"
 
-# Two processes, since exports use one core alone. The runtime's tests have one of their own: it never meets PyTorch in
-# use either. Those of clusters have another: Ray leaves threads behind.
+# Two processes, since exports use one core alone. The runtime's tests have others: it never meets PyTorch in use either.
+# Those of clusters have one of their own: Ray leaves threads behind.
 test: $(VENV)/.dev browser moto
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/export tests/msan tests/calib tests/rules tests/docs
-	$(BIN)/python -m pytest tests/runtime --ignore=tests/runtime/cluster
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/runtime --ignore=tests/runtime/cluster
 	$(BIN)/python -m pytest tests/runtime/cluster
 
 # A Chromium for the tests of report pages. Where there is none they are skipped; with CI in the environment they fail.

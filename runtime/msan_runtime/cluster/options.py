@@ -12,6 +12,9 @@ from msan_runtime.loading import LoadOptions
 __all__ = ["ClusterError", "RayOptions", "WorkerOptions", "worker_range_from_text"]
 
 
+ADDRESS = re.compile(r"(\S+):([0-9]{1,5})")
+
+
 class ClusterError(MsanError):
     """A cluster that is not there, or whose nodes cannot do what is asked."""
 
@@ -39,6 +42,14 @@ class RayOptions:
                 f"{self.address} is Ray Client's, which Ray Data does not run over. "
                 "Give the command on a node of the cluster, with --ray auto"
             )
+        if self.address not in ("local", "auto") and ADDRESS.fullmatch(self.address) is None:
+            raise ClusterError(f"--ray {self.address} is no address. Give local, auto or the head's HOST:PORT")
+
+    @property
+    def head(self) -> tuple[str, int] | None:
+        """Host and port of the cluster's head, if they are given."""
+        found = ADDRESS.fullmatch(self.address)
+        return (found[1].strip("[]"), int(found[2])) if found else None
 
 
 @dataclass(frozen=True, kw_only=True)

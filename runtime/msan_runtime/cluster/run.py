@@ -71,7 +71,7 @@ def deblur_on_ray(
             waiting[item.number] = item
     if not waiting:
         return
-    with ray_session(ray_options.address) as ray:
+    with ray_session(ray_options) as ray:
         pool = plan_pool(ray, ray_options)
         for per_block in dict.fromkeys((_tasks_per_block(list(waiting.values()), pool), 1)):
             for report in _reports(ray, list(waiting.values()), per_block, pool, worker_options):

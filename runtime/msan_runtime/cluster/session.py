@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -18,12 +19,16 @@ from msan_runtime.errors import MissingExtraError
 
 __all__ = ["Pool", "plan_pool", "ray_session"]
 
+ANSWERS_WITHIN_S = 10.0
+
 logger = logging.getLogger(__name__)
 
-QUIET = {
+SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Attempts, of 40 s each where nobody answers: Ray's own 20 are a quarter of an hour.
+    "RAY_NUM_REDIS_GET_RETRIES": "2",
 }
 """What Ray reads when it is imported; whoever has set it otherwise is obeyed."""
 
@@ -44,14 +49,14 @@ class Pool:
 
 
 @contextmanager
-def ray_session(address: str) -> Generator[Any]:
-    """The module ``ray``, connected to ``address``; a connection that was there before is used, and stays.
+def ray_session(options: RayOptions) -> Generator[Any]:
+    """The module ``ray``, connected as ``options`` say; a connection that was there before is used, and stays.
 
     Raises:
         MissingExtraError: without Ray.
-        ClusterError: if there is no cluster at ``address``.
+        ClusterError: if there is no such cluster.
     """
-    for name, value in QUIET.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
         import ray
@@ -63,7 +68,7 @@ def ray_session(address: str) -> Generator[Any]:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     there_before = bool(ray.is_initialized())
     if not there_before:
-        _connect(ray, address)
+        _connect(ray, options)
     try:
         # Ray prints what it hears of dead nodes and workers.
         with contextlib.redirect_stdout(sys.stderr):
@@ -100,17 +105,21 @@ def _room(node: Mapping[str, float], gpus: float, cpus: float) -> int:
     return int(min((there / asked for there, asked in wanted if asked), default=1))
 
 
-def _connect(ray: Any, address: str) -> None:
-    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
+def _connect(ray: Any, options: RayOptions) -> None:
+    address = options.address
+    settings: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
     if address == "local":
-        options["include_dashboard"] = False
+        settings["include_dashboard"] = False
     try:
+        if options.head is not None:
+            socket.create_connection(options.head, ANSWERS_WITHIN_S).close()
         with _hushed():
-            ray.init(address=address, **options)
-    except Exception as error:  # Ray's own, and those of gRPC
+            ray.init(address=address, **settings)
+    except Exception as error:  # the system's, Ray's, and those of gRPC
         with contextlib.suppress(Exception):
             ray.shutdown()
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        told = getattr(error, "strerror", None) or str(error)
+        reason = (told.splitlines() or [type(error).__name__])[0][:300].rstrip(".")
         if address == "local":
             raise ClusterError(f"Ray does not start here: {reason}") from error
         raise ClusterError(

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from msan_runtime.cli import main
+from msan_runtime.cluster.options import RayOptions
 from msan_runtime.cluster.session import ray_session
 
 # Ray keeps a token for its clusters in the home folder, if it is given none before it is imported.
@@ -33,6 +34,9 @@ RAYS_OWN = (
     "ignore::pytest.PytestUnraisableExceptionWarning",
     "ignore::ResourceWarning",
 )
+
+
+DEATHS_SEEN_SOON = {"health_check_period_ms": 1000, "health_check_failure_threshold": 5}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -63,9 +67,10 @@ def two_nodes() -> Generator[Any]:
         warnings.simplefilter("ignore")
         from ray.cluster_utils import Cluster
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": DEATHS_SEEN_SOON}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         cluster.add_node(num_cpus=1)
-        with ray_session(str(cluster.address)):
+        with ray_session(RayOptions(address=str(cluster.address))):
             yield cluster
         cluster.shutdown()
 

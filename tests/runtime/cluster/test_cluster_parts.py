@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,12 +89,29 @@ def test_a_cluster_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     make_pictures(tmp_path / "in", ["a.png"])
     command = [sys.executable, "-c", "from msan_runtime.cli import main; main()", "deblur", tmp_path / "in"]
-    done = subprocess.run(
-        [*command, "-o", tmp_path / "out", "--ray", "auto"], capture_output=True, text=True, check=False
-    )
+    # "auto" would take any cluster that this machine happens to have.
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        command += ["-o", tmp_path / "out", "--ray", address]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "error: no Ray cluster at auto: " in done.stderr
+    assert f"error: no Ray cluster at {address}: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("address", ["head", "head:", "head:port", "10.0.0.1:1234567", ":", "a b:1"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(ClusterError, match=r"is no address\. Give local, auto or the head's HOST:PORT"):
+        RayOptions(address=address)
+
+
+@pytest.mark.parametrize(
+    ("address", "head"),
+    [("10.0.0.1:6379", ("10.0.0.1", 6379)), ("[::1]:1", ("::1", 1)), ("auto", None), ("local", None)],
+)
+def test_the_head_of_an_address(address: str, head: tuple[str, int] | None) -> None:
+    assert RayOptions(address=address).head == head
 
 
 class FakeRay:
