@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import logging
 import os
-import socket
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -14,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msan_runtime.cluster.head import reach, watched
 from msan_runtime.cluster.options import ClusterError, RayOptions
 from msan_runtime.errors import MissingExtraError
 
 __all__ = ["Pool", "plan_pool", "ray_session"]
-
-ANSWERS_WITHIN_S = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +69,7 @@ def ray_session(options: RayOptions) -> Generator[Any]:
         _connect(ray, options)
     try:
         # Ray prints what it hears of dead nodes and workers.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), watched(_head(ray)):
             yield ray
     finally:
         if not there_before:
@@ -112,7 +110,7 @@ def _connect(ray: Any, options: RayOptions) -> None:
         settings["include_dashboard"] = False
     try:
         if options.head is not None:
-            socket.create_connection(options.head, ANSWERS_WITHIN_S).close()
+            reach(options.head)
         with _hushed():
             ray.init(address=address, **settings)
     except Exception as error:  # the system's, Ray's, and those of gRPC
@@ -125,6 +123,11 @@ def _connect(ray: Any, options: RayOptions) -> None:
         raise ClusterError(
             f"no Ray cluster at {address}: {reason}. Start one with ray start --head, or give --ray local"
         ) from error
+
+
+def _head(ray: Any) -> tuple[str, int]:
+    host, _, port = str(ray.get_runtime_context().gcs_address).rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ from tests.runtime.cluster.conftest import Deblur, contents, make_pictures
 from msan_runtime.bundle import find_bundle
 from msan_runtime.cluster import stores, worker
 from msan_runtime.cluster.addresses import AddressLedger, StoreJournal, plan_addresses
+from msan_runtime.cluster.head import watched
 from msan_runtime.cluster.options import ClusterError, RayOptions, WorkerOptions, worker_range_from_text
 from msan_runtime.cluster.session import Pool, plan_pool
 from msan_runtime.cluster.stores import Store, is_address, open_store
@@ -112,6 +114,23 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 )
 def test_the_head_of_an_address(address: str, head: tuple[str, int] | None) -> None:
     assert RayOptions(address=address).head == head
+
+
+def test_a_head_that_falls_silent_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        head = server.getsockname()[:2]
+        with watched(head, every_s=0.01):
+            time.sleep(0.2)
+            assert not caplog.text
+            server.close()
+            end = time.monotonic() + 20
+            while not caplog.text and time.monotonic() < end:
+                time.sleep(0.01)
+            time.sleep(0.2)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the head of the cluster, {head[0]}:{head[1]}, no longer answers: Ray will end this run. "
+        "What is done is kept: give the command again when the cluster is back"
+    ]
 
 
 class FakeRay:
