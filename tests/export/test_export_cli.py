@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import pytest
 from tests.export.conftest import Exporter
+from tests.in_process import Command, Finished, in_process
 
 from msan.checkpoint import Checkpoint
-from msan_runtime.cli import main
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """How a run of the command ended."""
-
-    code: object
-    out: str
-    err: str
-
-
-Run = Callable[..., Finished]
 
 
 @pytest.fixture(autouse=True)
@@ -37,21 +22,10 @@ def export_once(remembered_export: Exporter, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
-def msan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def msan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
     """Runs ``msan`` in this process."""
-    logger = logging.getLogger("msan_runtime")
-    handlers = list(logger.handlers)
-
-    def run(*arguments: str | Path) -> Finished:
-        monkeypatch.setattr(sys, "argv", ["msan", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        logger.handlers = list(handlers)
-        captured = capsys.readouterr()
-        return Finished(code=exit_info.value.code or 0, out=captured.out, err=captured.err)
-
-    yield run
-    logger.handlers = handlers
+    with in_process(monkeypatch, capsys) as run:
+        yield run
 
 
 def check_refused(finished: Finished, code: int, words: str) -> None:
@@ -68,7 +42,7 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
 
 
-def test_export_writes_a_graph_of_the_asked_form(msan: Run, tiny: Checkpoint, tmp_path: Path) -> None:
+def test_export_writes_a_graph_of_the_asked_form(msan: Command, tiny: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     finished = msan("export", tiny.path, "-o", path, "--precision", "fp32", "--io", "float32")
     assert finished.code == 0
@@ -86,7 +60,7 @@ def test_export_writes_a_graph_of_the_asked_form(msan: Run, tiny: Checkpoint, tm
     ],
 )
 def test_export_with_windows_names_them(
-    msan: Run, tiny: Checkpoint, tmp_path: Path, asked: list[str], named: str
+    msan: Command, tiny: Checkpoint, tmp_path: Path, asked: list[str], named: str
 ) -> None:
     finished = msan("export", tiny.path, "-o", tmp_path / "net.onnx", *asked)
     assert finished.code == 0
@@ -96,34 +70,36 @@ def test_export_with_windows_names_them(
 
 
 @pytest.mark.parametrize("command", ["export", "deploy"])
-def test_attention_that_does_not_exist_is_refused(msan: Run, tiny: Checkpoint, tmp_path: Path, command: str) -> None:
+def test_attention_that_does_not_exist_is_refused(
+    msan: Command, tiny: Checkpoint, tmp_path: Path, command: str
+) -> None:
     for asked, words in [("local", "global, window or window:SIZE"), ("window:100", "a multiple of 8")]:
         check_refused(msan(command, tiny.path, "-o", tmp_path / "new", "--attention", asked), 2, words)
     assert not list(tmp_path.iterdir())
 
 
-def test_export_of_a_file_that_is_no_checkpoint_says_what_was_expected(msan: Run, tmp_path: Path) -> None:
+def test_export_of_a_file_that_is_no_checkpoint_says_what_was_expected(msan: Command, tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_text("no weights")
     finished = msan("export", tmp_path / "a.pth", "-o", tmp_path / "a.onnx")
     check_refused(finished, 2, "expected an MSAN state dict")
     assert not (tmp_path / "a.onnx").exists()
 
 
-def test_export_to_a_place_that_is_not_there(msan: Run, tiny: Checkpoint, tmp_path: Path) -> None:
+def test_export_to_a_place_that_is_not_there(msan: Command, tiny: Checkpoint, tmp_path: Path) -> None:
     check_refused(msan("export", tiny.path, "-o", tmp_path / "no" / "a.onnx"), 2, "cannot write to")
 
 
-def test_build_lists_the_gpus(msan: Run) -> None:
+def test_build_lists_the_gpus(msan: Command) -> None:
     finished = msan("build", "--gpu", "list")
     assert finished.code == 0
     assert all(word in finished.out for word in ("rtx30", "sm_89", "rtx5090"))
 
 
-def test_build_without_a_graph_says_what_to_give(msan: Run) -> None:
+def test_build_without_a_graph_says_what_to_give(msan: Command) -> None:
     check_refused(msan("build"), 2, "no ONNX file given")
 
 
-def test_build_writes_an_engine_and_its_description(msan: Run, bundle: Path, tmp_path: Path) -> None:
+def test_build_writes_an_engine_and_its_description(msan: Command, bundle: Path, tmp_path: Path) -> None:
     graph = next(bundle.glob("*.fp16.onnx"))
     finished = msan(
         "build", graph, "--gpu", "rtx4090", "-o", tmp_path / "engines", "--max", "512x768", "--opt", "256x256"
@@ -145,17 +121,17 @@ def test_build_writes_an_engine_and_its_description(msan: Run, bundle: Path, tmp
         (["--flavour", "tensorrt-rtx", "--gpu", "h100"], "no sm_90"),
     ],
 )
-def test_build_refuses_what_cannot_be_built(msan: Run, bundle: Path, options: list[str], words: str) -> None:
+def test_build_refuses_what_cannot_be_built(msan: Command, bundle: Path, options: list[str], words: str) -> None:
     check_refused(msan("build", next(bundle.glob("*.fp16.onnx")), "-o", bundle / "e", *options), 2, words)
 
 
-def test_build_fails_with_1_if_the_types_are_not_what_was_asked(msan: Run, bundle: Path, tmp_path: Path) -> None:
+def test_build_fails_with_1_if_the_types_are_not_what_was_asked(msan: Command, bundle: Path, tmp_path: Path) -> None:
     finished = msan("build", next(bundle.glob("*.fp32.onnx")), "-o", tmp_path / "e", "--precision", "fp16")
     check_refused(finished, 1, "40 of 40 layers are not fp16")
     assert not (tmp_path / "e").exists()
 
 
-def test_verify_passes_a_deployed_bundle(msan: Run, tiny: Checkpoint, bundle: Path) -> None:
+def test_verify_passes_a_deployed_bundle(msan: Command, tiny: Checkpoint, bundle: Path) -> None:
     finished = msan("verify", tiny.path, bundle, "--quick")
     assert finished.code == 0
     assert "PASS" in finished.out
@@ -163,7 +139,7 @@ def test_verify_passes_a_deployed_bundle(msan: Run, tiny: Checkpoint, bundle: Pa
     assert "PASS" in bundle.with_name("bundle.report.html").read_text()
 
 
-def test_verify_fails_with_1_after_one_bit_of_a_graph_changed(msan: Run, tiny: Checkpoint, bundle: Path) -> None:
+def test_verify_fails_with_1_after_one_bit_of_a_graph_changed(msan: Command, tiny: Checkpoint, bundle: Path) -> None:
     path = next(bundle.glob("*.fp32.onnx"))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x40
@@ -174,7 +150,7 @@ def test_verify_fails_with_1_after_one_bit_of_a_graph_changed(msan: Run, tiny: C
     assert json.loads(bundle.with_name("bundle.parity.json").read_text())["passed"] is False
 
 
-def test_verify_on_pictures_of_ones_own(msan: Run, tiny: Checkpoint, bundle: Path, tmp_path: Path) -> None:
+def test_verify_on_pictures_of_ones_own(msan: Command, tiny: Checkpoint, bundle: Path, tmp_path: Path) -> None:
     sample = Path(__file__).parents[2] / "export" / "msan_export" / "samples" / "odd.jpg"
     (tmp_path / "mine").mkdir()
     shutil.copy(sample, tmp_path / "mine" / "holiday.jpg")
@@ -185,7 +161,7 @@ def test_verify_on_pictures_of_ones_own(msan: Run, tiny: Checkpoint, bundle: Pat
     assert cases == {"holiday.jpg 203×301", "1 picture", "1 × 64×64"}
 
 
-def test_verify_on_pairs_with_a_stricter_bound(msan: Run, tiny: Checkpoint, bundle: Path, tmp_path: Path) -> None:
+def test_verify_on_pairs_with_a_stricter_bound(msan: Command, tiny: Checkpoint, bundle: Path, tmp_path: Path) -> None:
     sample = Path(__file__).parents[2] / "export" / "msan_export" / "samples" / "odd.jpg"
     for part in ("input", "target"):
         (tmp_path / "pairs" / part).mkdir(parents=True)
@@ -201,15 +177,15 @@ def test_verify_on_pairs_with_a_stricter_bound(msan: Run, tiny: Checkpoint, bund
     assert finished.code == (0 if all(scores["change"]["psnr_db"]["low"] >= 0 for scores in body["pairs"]) else 1)
 
 
-def test_verify_on_what_holds_no_pairs(msan: Run, tiny: Checkpoint, bundle: Path, tmp_path: Path) -> None:
+def test_verify_on_what_holds_no_pairs(msan: Command, tiny: Checkpoint, bundle: Path, tmp_path: Path) -> None:
     check_refused(msan("verify", tiny.path, bundle, "--pairs", tmp_path / "none"), 2, "none")
 
 
-def test_verify_without_a_bundle(msan: Run, tiny: Checkpoint, tmp_path: Path) -> None:
+def test_verify_without_a_bundle(msan: Command, tiny: Checkpoint, tmp_path: Path) -> None:
     check_refused(msan("verify", tiny.path, tmp_path / "none"), 2, "no bundle at")
 
 
-def test_deploy_writes_a_bundle_that_the_runtime_opens(msan: Run, tiny: Checkpoint, tmp_path: Path) -> None:
+def test_deploy_writes_a_bundle_that_the_runtime_opens(msan: Command, tiny: Checkpoint, tmp_path: Path) -> None:
     from msan_runtime import Deblurrer
 
     finished = msan("deploy", tiny.path, "-o", tmp_path / "new", "--gpu", "sm_86", "--attention", "window:64")
@@ -223,30 +199,30 @@ def test_deploy_writes_a_bundle_that_the_runtime_opens(msan: Run, tiny: Checkpoi
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
-def test_deploy_leaves_a_folder_that_is_no_bundle_alone(msan: Run, tiny: Checkpoint, tmp_path: Path) -> None:
+def test_deploy_leaves_a_folder_that_is_no_bundle_alone(msan: Command, tiny: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     check_refused(msan("deploy", tiny.path, "-o", tmp_path / "mine"), 2, "not a bundle")
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
 
-def test_deploy_of_an_unknown_gpu_leaves_nothing(msan: Run, tiny: Checkpoint, tmp_path: Path) -> None:
+def test_deploy_of_an_unknown_gpu_leaves_nothing(msan: Command, tiny: Checkpoint, tmp_path: Path) -> None:
     check_refused(msan("deploy", tiny.path, "-o", tmp_path / "new", "--gpu", "gtx1"), 2, "no GPU named")
     assert not list(tmp_path.iterdir())
 
 
-def test_export_never_replaces_the_checkpoint(msan: Run, tiny: Checkpoint) -> None:
+def test_export_never_replaces_the_checkpoint(msan: Command, tiny: Checkpoint) -> None:
     before = tiny.path.read_bytes()
     check_refused(msan("export", tiny.path, "-o", tiny.path), 2, "is the checkpoint itself")
     assert tiny.path.read_bytes() == before
 
 
-def test_a_profile_too_small_for_fused_attention_is_refused_in_words(msan: Run, bundle: Path) -> None:
+def test_a_profile_too_small_for_fused_attention_is_refused_in_words(msan: Command, bundle: Path) -> None:
     finished = msan("build", next(bundle.glob("*.fp16.onnx")), "-o", bundle / "e", "--max", "192x192")
     check_refused(finished, 2, "--max 512x512 or larger")
 
 
-def test_a_smaller_largest_tile_lowers_the_typical_one(msan: Run, bundle: Path, tmp_path: Path) -> None:
+def test_a_smaller_largest_tile_lowers_the_typical_one(msan: Command, bundle: Path, tmp_path: Path) -> None:
     finished = msan("build", next(bundle.glob("*.fp16.onnx")), "-o", tmp_path / "e", "--max", "512x512")
     assert finished.code == 0
     entry = json.loads(next((tmp_path / "e").glob("*.json")).read_text())
@@ -254,7 +230,7 @@ def test_a_smaller_largest_tile_lowers_the_typical_one(msan: Run, bundle: Path, 
 
 
 def test_a_shipped_bundle_is_verified_without_touching_the_installation(
-    msan: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    msan: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert msan("verify", "msan-s", "msan-s", "--quick").code == 0

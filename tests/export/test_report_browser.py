@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
-import shutil
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from functools import cache
 from pathlib import Path
@@ -15,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Dialog, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page
+from tests.browsing import CONTRASTS, WATCH, Watch, chromium, launched
 from tests.export import reports
 
 from msan_export.acceptance.verdict import ParityReport
@@ -23,63 +21,6 @@ from msan_export.comparison import BundleComparison
 from msan_export.report import pictures
 from msan_export.report.comparison import comparison_html
 from msan_export.report.page import report_html
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-default-apps",
-    "--disable-dev-shm-usage",
-    "--disable-extensions",
-    "--disable-sync",
-    "--force-color-profile=srgb",
-    "--no-first-run",
-]
-WATCH = """
-window.violations = [];
-document.addEventListener("securitypolicyviolation", (event) => window.violations.push(event.violatedDirective));
-"""
-CONTRASTS = """
-() => {
-  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => {
-    const [x, y, z] = [r, g, b].map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
-  };
-  const ground = (element) => {
-    for (let at = element; at; at = at.parentElement) {
-      const colour = parse(getComputedStyle(at).backgroundColor);
-      if (colour.length === 3 || colour[3] === 1) return colour;
-    }
-    return [255, 255, 255];
-  };
-  const found = {};
-  const words = "h1, h2, h3, p, li, td, th, dt, dd, a, summary, figcaption, label, span, option";
-  for (const element of document.querySelectorAll(words)) {
-    const text = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
-    if (!text || element.closest(".hidden, .skip") || !element.checkVisibility()) continue;
-    const [one, other] = [light(parse(getComputedStyle(element).color)), light(ground(element))].sort((a, b) => b - a);
-    const name = `${element.tagName}.${element.className}`;
-    found[name] = Math.min(found[name] ?? 99, (one + 0.05) / (other + 0.05));
-  }
-  return found;
-}
-"""
-
-
-@dataclass(kw_only=True)
-class Watch:
-    """What a page did that a report must not do."""
-
-    said: list[str] = field(default_factory=list[str])
-    asked: list[str] = field(default_factory=list[str])
-
-    def dismiss(self, dialog: Dialog) -> None:
-        self.said.append(dialog.message)
-        dialog.dismiss()
-
 
 Opener = Callable[..., Page]
 
@@ -90,24 +31,10 @@ def html_of(make: Callable[[], ParityReport | BundleComparison]) -> str:
     return report_html(made) if isinstance(made, ParityReport) else comparison_html(made)
 
 
-def chromium() -> str:
-    """Where the browser is. Without one tests are skipped, but fail where everything is to be tested."""
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        where = f"no browser among {', '.join(NAMES)}: make browser installs Chromium"
-        if os.environ.get("CI"):
-            pytest.fail(where)
-        pytest.skip(where)
-    return path
-
-
 @pytest.fixture(scope="module")
 def browser() -> Generator[Browser]:
-    path = chromium()
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=QUIET)
+    with launched() as opened:
         yield opened
-        opened.close()
 
 
 def test_a_missing_browser_is_a_failure_where_everything_is_to_be_tested(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
 import subprocess
@@ -11,16 +10,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
+from tests.in_process import Command, in_process
 
 from msan_runtime.atomic import remove_abandoned, replacing
-from msan_runtime.cli import main
 from msan_runtime.contract import PictureArray
 from msan_runtime.image import read_picture
 from msan_runtime.journal import JOURNAL_NAME, Journal, Run
@@ -30,38 +28,13 @@ MSAN = "import msan_runtime.cli as cli; cli.entry_points = lambda **_: (); cli.m
 """The command as the lean install has it, which starts quickly."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """How a run of the command ended."""
-
-    code: object
-    out: str
-    err: str
-
-
-Deblur = Callable[..., Finished]
-
-
 @pytest.fixture
 def deblur(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bundle_folder: Path
-) -> Iterator[Deblur]:
+) -> Iterator[Command]:
     """Runs ``msan deblur`` in this process with a bundle that inverts, on the CPU."""
-    monkeypatch.setattr("msan_runtime.cli.entry_points", lambda **_: ())
-    logger = logging.getLogger("msan_runtime")
-    handlers = list(logger.handlers)
-
-    def run(*arguments: str | Path) -> Finished:
-        command = ["msan", "deblur", *map(str, arguments), "--bundle", str(bundle_folder), "--backend", "ort-cpu"]
-        monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        logger.handlers = list(handlers)
-        captured = capsys.readouterr()
-        return Finished(code=exit_info.value.code or 0, out=captured.out, err=captured.err)
-
-    yield run
-    logger.handlers = handlers
+    with in_process(monkeypatch, capsys, lean=True) as msan:
+        yield lambda *arguments: msan("deblur", *arguments, "--bundle", bundle_folder, "--backend", "ort-cpu")
 
 
 @pytest.fixture
@@ -84,7 +57,7 @@ def done_lines(out: Path) -> list[str]:
     return [entry["target"] for row in rows if "target" in (entry := json.loads(row))]
 
 
-def test_a_second_run_does_only_what_is_new(deblur: Deblur, album: Path, tmp_path: Path, noise: Noise) -> None:
+def test_a_second_run_does_only_what_is_new(deblur: Command, album: Path, tmp_path: Path, noise: Noise) -> None:
     out = tmp_path / "out"
     assert deblur(album, "-o", out).out == f"3 of 3 pictures deblurred to {out}\n"
     before = {name: (out / name).stat().st_mtime_ns for name in ("a.png", "b.png", "day/c.png")}
@@ -96,7 +69,7 @@ def test_a_second_run_does_only_what_is_new(deblur: Deblur, album: Path, tmp_pat
     assert np.array_equal(read_picture(out / "b.png").pixels, 255 - noise(9, 9, 3))
 
 
-def test_names_formats_and_comparisons(deblur: Deblur, album: Path, tmp_path: Path) -> None:
+def test_names_formats_and_comparisons(deblur: Command, album: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     finished = deblur(album, "-o", out, "--name", "{stem}-{model}{suffix}", "--format", "tif", "--compare")
     assert finished.code == 0
@@ -104,7 +77,7 @@ def test_names_formats_and_comparisons(deblur: Deblur, album: Path, tmp_path: Pa
     assert files_in(out) == expected | {JOURNAL_NAME}
 
 
-def test_results_beside_their_sources_are_no_inputs_of_the_next_run(deblur: Deblur, album: Path) -> None:
+def test_results_beside_their_sources_are_no_inputs_of_the_next_run(deblur: Command, album: Path) -> None:
     arguments = (album, "-o", album, "--name", "{stem}-sharp{suffix}", "--compare")
     assert deblur(*arguments).out.startswith("3 of 3 pictures")
     after_one = files_in(album)
@@ -113,7 +86,7 @@ def test_results_beside_their_sources_are_no_inputs_of_the_next_run(deblur: Debl
     assert files_in(album) == after_one
 
 
-def test_results_of_before_a_restart_are_no_inputs_either(deblur: Deblur, album: Path) -> None:
+def test_results_of_before_a_restart_are_no_inputs_either(deblur: Command, album: Path) -> None:
     arguments = (album, "-o", album, "--name", "{stem}-sharp{suffix}")
     assert deblur(*arguments, "--compare").code == 0
     before = files_in(album)
@@ -123,7 +96,7 @@ def test_results_of_before_a_restart_are_no_inputs_either(deblur: Deblur, album:
     assert files_in(album) == before | added
 
 
-def test_a_result_that_a_kill_kept_from_the_journal_is_no_input(deblur: Deblur, album: Path) -> None:
+def test_a_result_that_a_kill_kept_from_the_journal_is_no_input(deblur: Command, album: Path) -> None:
     arguments = (album, "-o", album, "--name", "{stem}-sharp{suffix}")
     assert deblur(*arguments).code == 0
     rows = (album / JOURNAL_NAME).read_bytes().splitlines(keepends=True)
@@ -142,7 +115,7 @@ def test_a_result_that_a_kill_kept_from_the_journal_is_no_input(deblur: Deblur, 
     ],
 )
 def test_other_settings_are_refused_until_told_to_restart(
-    arguments: tuple[str, ...], words: str, deblur: Deblur, album: Path, tmp_path: Path
+    arguments: tuple[str, ...], words: str, deblur: Command, album: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     assert deblur(album, "-o", out).code == 0
@@ -152,13 +125,13 @@ def test_other_settings_are_refused_until_told_to_restart(
     assert deblur(album, "-o", out, *arguments, "--restart").out == f"3 of 3 pictures deblurred to {out}\n"
 
 
-def test_one_picture_leaves_no_journal(deblur: Deblur, album: Path, tmp_path: Path) -> None:
+def test_one_picture_leaves_no_journal(deblur: Command, album: Path, tmp_path: Path) -> None:
     for quality in ("70", "80"):
         assert deblur(album / "a.png", "-o", tmp_path / "out", "--quality", quality).code == 0
     assert files_in(tmp_path / "out") == {"a.png"}
 
 
-def test_a_run_beside_another_is_refused(deblur: Deblur, album: Path, tmp_path: Path) -> None:
+def test_a_run_beside_another_is_refused(deblur: Command, album: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     with Journal.open(out, Run(model="tiny", model_sha256="0")):
@@ -169,7 +142,7 @@ def test_a_run_beside_another_is_refused(deblur: Deblur, album: Path, tmp_path: 
 
 
 def test_many_failures_are_told_at_the_end_the_first_twenty_by_name(
-    deblur: Deblur, album: Path, tmp_path: Path
+    deblur: Command, album: Path, tmp_path: Path
 ) -> None:
     for number in range(25):
         (album / f"bad{number:02}.jpg").write_text("no picture")
@@ -185,7 +158,7 @@ def test_many_failures_are_told_at_the_end_the_first_twenty_by_name(
     assert sum("is not a JPEG" in row.get("error", "") for row in rows) == 25
 
 
-def test_stats_tell_how_busy_the_network_was(deblur: Deblur, album: Path, tmp_path: Path) -> None:
+def test_stats_tell_how_busy_the_network_was(deblur: Command, album: Path, tmp_path: Path) -> None:
     finished = deblur(album, "-o", tmp_path / "out", "--stats")
     assert "% of " in finished.out.splitlines()[1]
 
@@ -202,7 +175,7 @@ def test_stats_tell_how_busy_the_network_was(deblur: Deblur, album: Path, tmp_pa
     ],
 )
 def test_bad_values_are_refused_before_any_work(
-    arguments: tuple[str, ...], words: str, deblur: Deblur, album: Path, tmp_path: Path
+    arguments: tuple[str, ...], words: str, deblur: Command, album: Path, tmp_path: Path
 ) -> None:
     finished = deblur(album, "-o", tmp_path / "out", *arguments)
     assert finished.code == 2
@@ -211,7 +184,7 @@ def test_bad_values_are_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_help_lists_options_in_groups(deblur: Deblur) -> None:
+def test_the_help_lists_options_in_groups(deblur: Command) -> None:
     text = deblur("--help").out
     places = [text.index(title) for title in ("Options:", "Model:", "Folders:", "Pictures:", "Videos:", "Memory and")]
     assert places == sorted(places)
@@ -221,7 +194,7 @@ def test_the_help_lists_options_in_groups(deblur: Deblur) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no locks on files that are being replaced")
-def test_what_a_kill_left_is_removed_and_nothing_else(deblur: Deblur, album: Path, tmp_path: Path) -> None:
+def test_what_a_kill_left_is_removed_and_nothing_else(deblur: Command, album: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     strangers = {".msan-notes.tmp", ".a.png.abcdefgh.tmp", "mine.tmp", "elsewhere/.msan-a.png.0123456789abcdef.tmp"}
     ours = {".msan-a.png.0123456789abcdef.tmp", "day/.msan-c.png.fedcba9876543210.tmp"}
@@ -335,7 +308,7 @@ def brightness(path: Path) -> list[float]:
         return [float(frame.to_ndarray(format="rgb24").mean()) for frame in container.decode(video=0)]
 
 
-def test_a_video_and_part_of_it(deblur: Deblur, tmp_path: Path) -> None:
+def test_a_video_and_part_of_it(deblur: Command, tmp_path: Path) -> None:
     write_clip(tmp_path / "clip.mp4", 8)
     finished = deblur(tmp_path / "clip.mp4", "-o", tmp_path / "out.mp4", "--crf", "1")
     assert finished.code == 0
@@ -346,7 +319,7 @@ def test_a_video_and_part_of_it(deblur: Deblur, tmp_path: Path) -> None:
     assert np.abs(np.array(brightness(tmp_path / "part.mkv")) - expected[2:5]).max() < 5
 
 
-def test_videos_in_folders_are_done_once(deblur: Deblur, album: Path, tmp_path: Path) -> None:
+def test_videos_in_folders_are_done_once(deblur: Command, album: Path, tmp_path: Path) -> None:
     write_clip(album / "day" / "clip.mp4", 3)
     (album / "broken.mov").write_text("no video")
     finished = deblur(album, "-o", tmp_path / "out", "--format", "png")

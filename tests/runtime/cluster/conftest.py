@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import secrets
-import sys
 import warnings
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.in_process import Command, in_process
 
-from msan_runtime.cli import main
 from msan_runtime.cluster.options import RayOptions
 from msan_runtime.cluster.session import ray_session
 
@@ -47,18 +44,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.filterwarnings(line))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """How a run of the command ended."""
-
-    code: object
-    out: str
-    err: str
-
-
-Deblur = Callable[..., Finished]
-
-
 @pytest.fixture(scope="module")
 def two_nodes() -> Generator[Any]:
     """A cluster of two nodes of one core each, which this process is connected to."""
@@ -76,23 +61,10 @@ def two_nodes() -> Generator[Any]:
 
 
 @pytest.fixture
-def deblur(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Generator[Deblur]:
+def deblur(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Generator[Command]:
     """Runs ``msan deblur`` in this process."""
-    monkeypatch.setattr("msan_runtime.cli.entry_points", lambda **_: ())
-    logger = logging.getLogger("msan_runtime")
-    handlers = list(logger.handlers)
-
-    def run(*arguments: str | Path) -> Finished:
-        command = ["msan", "deblur", *map(str, arguments), "--backend", "ort-cpu"]
-        monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        logger.handlers = list(handlers)
-        captured = capsys.readouterr()
-        return Finished(code=exit_info.value.code or 0, out=captured.out, err=captured.err)
-
-    yield run
-    logger.handlers = handlers
+    with in_process(monkeypatch, capsys, lean=True) as msan:
+        yield lambda *arguments: msan("deblur", *arguments, "--backend", "ort-cpu")
 
 
 @pytest.fixture

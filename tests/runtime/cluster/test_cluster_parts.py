@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.runtime.cluster.conftest import Deblur, contents, make_pictures
+from tests.in_process import Command
+from tests.runtime.cluster.conftest import contents, make_pictures
 
 from msan_runtime.bundle import find_bundle
 from msan_runtime.cluster import stores, worker
@@ -67,7 +68,7 @@ def test_ray_client_is_refused() -> None:
         RayOptions(address="ray://head:10001")
 
 
-def test_without_the_extra_it_is_named(deblur: Deblur, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_it_is_named(deblur: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_pictures(tmp_path / "in", ["a.png"])
     monkeypatch.setitem(sys.modules, "ray", None)
     finished = deblur(tmp_path / "in", "-o", tmp_path / "out", "--ray", "local")
@@ -79,7 +80,7 @@ def test_without_the_extra_it_is_named(deblur: Deblur, tmp_path: Path, monkeypat
         open_store("memory")
 
 
-def test_addresses_need_ray(deblur: Deblur, tmp_path: Path) -> None:
+def test_addresses_need_ray(deblur: Command, tmp_path: Path) -> None:
     finished = deblur("s3://bucket/in", "-o", tmp_path)
     assert finished.code == 2
     assert "error: s3://bucket/in needs --ray" in finished.err
@@ -365,7 +366,7 @@ def test_the_journal_of_a_store_is_read_by_the_next_run(memory: Store) -> None:
 
 
 def test_addresses_are_staged_by_the_worker(
-    options: WorkerOptions, memory: Store, tmp_path: Path, deblur: Deblur
+    options: WorkerOptions, memory: Store, tmp_path: Path, deblur: Command
 ) -> None:
     make_pictures(tmp_path / "in", ["a.png", "b.jpg"])
     (tmp_path / "in" / "bad.png").write_text("no picture")

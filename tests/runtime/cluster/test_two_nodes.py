@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.runtime.cluster.conftest import Deblur, contents, digests, make_pictures
+from tests.in_process import Command
+from tests.runtime.cluster.conftest import contents, digests, make_pictures
 
 from msan_runtime.atomic import replacing
 from msan_runtime.cluster import run
@@ -35,7 +36,7 @@ def ended(out: Path) -> set[str]:
 
 
 @pytest.mark.usefixtures("two_nodes")
-def test_results_and_journal_are_those_of_the_plain_run(deblur: Deblur, album: Path, tmp_path: Path) -> None:
+def test_results_and_journal_are_those_of_the_plain_run(deblur: Command, album: Path, tmp_path: Path) -> None:
     plain = deblur(album, "-o", tmp_path / "plain", "--compare")
     spread = deblur(album, "-o", tmp_path / "spread", "--compare", *RAY, "--stats")
     assert (plain.code, spread.code) == (1, 1)
@@ -49,7 +50,7 @@ def test_results_and_journal_are_those_of_the_plain_run(deblur: Deblur, album: P
 
 
 @pytest.mark.usefixtures("two_nodes")
-def test_what_is_done_is_not_done_again_by_either_run(deblur: Deblur, album: Path, tmp_path: Path) -> None:
+def test_what_is_done_is_not_done_again_by_either_run(deblur: Command, album: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (album / "day" / "bad.jpg").unlink()
     assert deblur(album, "-o", out, *RAY).out == f"10 of 10 pictures deblurred to {out}\n"
@@ -66,7 +67,7 @@ def test_what_is_done_is_not_done_again_by_either_run(deblur: Deblur, album: Pat
 
 
 @pytest.mark.usefixtures("two_nodes")
-def test_existing_results_are_kept_if_asked_for(deblur: Deblur, album: Path, tmp_path: Path) -> None:
+def test_existing_results_are_kept_if_asked_for(deblur: Command, album: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "0.png").write_text("mine")
@@ -75,13 +76,13 @@ def test_existing_results_are_kept_if_asked_for(deblur: Deblur, album: Path, tmp
 
 
 @pytest.mark.usefixtures("two_nodes")
-def test_one_picture_under_its_own_name_leaves_no_journal(deblur: Deblur, album: Path, tmp_path: Path) -> None:
+def test_one_picture_under_its_own_name_leaves_no_journal(deblur: Command, album: Path, tmp_path: Path) -> None:
     assert deblur(album / "0.png", "-o", tmp_path / "sharp.png", *RAY).code == 0
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["sharp.png"]
 
 
 def test_a_killed_node_loses_and_doubles_nothing(
-    two_nodes: Any, deblur: Deblur, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    two_nodes: Any, deblur: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     make_pictures(source, [f"{number:02}.png" for number in range(40)], (160, 200))
@@ -127,7 +128,7 @@ class MortalWorker(Worker):
 
 @pytest.mark.usefixtures("two_nodes")
 def test_a_file_that_workers_die_of_is_reported_and_the_rest_done(
-    deblur: Deblur, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    deblur: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     make_pictures(source, [f"{number:02}.png" for number in range(40)])
@@ -151,7 +152,7 @@ def _by_value(worker: type[Worker]) -> type[Worker]:
 
 
 @pytest.mark.usefixtures("two_nodes")
-def test_a_run_that_is_closed_early_goes_on_later(deblur: Deblur, tmp_path: Path) -> None:
+def test_a_run_that_is_closed_early_goes_on_later(deblur: Command, tmp_path: Path) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     make_pictures(source, [f"{number:02}.png" for number in range(40)], (160, 200))
     stop = _stopping_after(10)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
+from tests.browsing import CONTRASTS, WATCH, Watch, launched
 from tests.runtime.serve.conftest import Launch, Served, png
 from tests.runtime.serve.test_serve_process import PHOTO, deblurred_by_command
 
@@ -19,12 +17,6 @@ from msan_runtime.contract import PictureArray
 
 Noise = Callable[..., PictureArray]
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-WATCH = """
-window.violations = [];
-document.addEventListener("securitypolicyviolation", (event) => window.violations.push(event.violatedDirective));
-"""
 GIVE = """
 ([kind, name, bytes]) => {
   const data = new DataTransfer();
@@ -35,54 +27,14 @@ GIVE = """
   document.body.dispatchEvent(event);
 }
 """
-CONTRAST = """
-() => {
-  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => {
-    const [x, y, z] = [r, g, b].map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
-  };
-  const ground = (element) => {
-    for (let at = element; at; at = at.parentElement) {
-      const colour = parse(getComputedStyle(at).backgroundColor);
-      if (colour.length === 3 || colour[3] === 1) return colour;
-    }
-    return [255, 255, 255];
-  };
-  const ratios = [];
-  for (const element of document.querySelectorAll("h1, h2, h3, p, a, span, label, button, select")) {
-    if (!element.checkVisibility() || element.closest(".hidden, .skip")) continue;
-    const [one, other] = [light(parse(getComputedStyle(element).color)), light(ground(element))].sort((a, b) => b - a);
-    ratios.push([(one + 0.05) / (other + 0.05), element.outerHTML.slice(0, 80)]);
-  }
-  return ratios.sort((a, b) => a[0] - b[0])[0];
-}
-"""
-
-
-@dataclass(kw_only=True)
-class Watch:
-    """What the page said, and whom it asked."""
-
-    said: list[str] = field(default_factory=list[str])
-    asked: list[str] = field(default_factory=list[str])
-
 
 Show = Callable[..., Page]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Generator[Browser]:
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        where = f"no browser among {', '.join(NAMES)}: make browser installs Chromium"
-        if os.environ.get("CI"):
-            pytest.fail(where)
-        pytest.skip(where)
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=QUIET)
+    with launched() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
@@ -255,7 +207,7 @@ def test_colours_widths_and_keyboard(served: Served, show: Show, noise: Noise, t
     page.locator("#files").set_input_files(sorted(tmp_path.iterdir()))
     done(page)
     until(page, "document.querySelectorAll('li.failed').length === 1")
-    assert page.evaluate(CONTRAST) >= [4.5]
+    assert min(page.evaluate(CONTRASTS).values()) >= 4.5
     for width in (1200, 700, 320):
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
@@ -272,7 +224,7 @@ def test_the_interface_page_is_readable(served: Served, show: Show) -> None:
     page = show(served, path="/docs", width=400)
     assert page.get_by_role("heading", name="POST /v1/deblur").is_visible()
     assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
-    assert page.evaluate(CONTRAST) >= [4.5]
+    assert min(page.evaluate(CONTRASTS).values()) >= 4.5
 
 
 def test_a_picture_of_noise_is_drawn_on_both_sides(served: Served, show: Show, tmp_path: Path) -> None:
