@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -14,8 +14,9 @@ import numpy.typing as npt
 from msan_runtime.backends.base import Backend
 from msan_runtime.bundle import Bundle, open_bundle
 from msan_runtime.contract import PictureArray, check_picture
+from msan_runtime.errors import ContractError
 from msan_runtime.select import Selection, open_float_backend, select_backend
-from msan_runtime.tiling import TiledRunner, TileListener
+from msan_runtime.tiling import Batch, TiledRunner, TileListener
 
 __all__ = ["Deblurrer"]
 
@@ -135,6 +136,31 @@ class Deblurrer:
         """
         for _, alike in itertools.groupby(map(_checked, pictures), key=_kind):
             yield from self._run(alike, on_tile)
+
+    def batch(self, picture: PictureArray) -> Batch:
+        """Which pictures ``picture`` may run together with, by :meth:`deblur_batch`; uint8 pictures alone do."""
+        if picture.dtype != np.uint8:
+            return Batch(tile=(0, 0), size=1)
+        return self._runner.batch(*picture.shape[:2])
+
+    def deblur_batch(self, pictures: Sequence[PictureArray]) -> list[PictureArray]:
+        """:meth:`deblur` for each of a few small pictures, in one run of the network.
+
+        Args:
+            pictures: (height, width, 3) uint8 each, with one ``batch(picture).tile``, and no more than its ``size``.
+
+        Returns:
+            What :meth:`deblur` gives for each.
+
+        Raises:
+            ContractError: for pictures that do not belong together.
+            OutOfMemoryError, BackendError: as :meth:`deblur`.
+        """
+        batches = {self.batch(_checked(picture)) for picture in pictures}
+        if len(batches) != 1 or len(pictures) > next(iter(batches)).size:
+            shapes = sorted({picture.shape[:2] for picture in pictures})
+            raise ContractError(f"{len(pictures)} pictures of {shapes} do not run together. Ask batch() which do")
+        return self._runner.run_batch(pictures)
 
     def close(self) -> None:
         """Release the backends."""

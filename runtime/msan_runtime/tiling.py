@@ -7,23 +7,36 @@ import itertools
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from msan_runtime.backends.base import Backend
 from msan_runtime.blend import TileBlender
 from msan_runtime.contract import PictureArray, pad_to, pixels_from_tiles, round_up, tiles_from_pixels
-from msan_runtime.errors import ContractError, OutOfMemoryError
+from msan_runtime.errors import BackendError, ContractError, OutOfMemoryError
 from msan_runtime.memory import LEAST_TILE_PX
 from msan_runtime.tiles import DEFAULT_OVERLAP_PX, Region, TilePlan, plan_fixed_tiles, plan_tiles
 
-__all__ = ["TileListener", "TiledRunner"]
+__all__ = ["Batch", "TileListener", "TiledRunner"]
 
 TileListener = Callable[[int, int], None]
 """Told how many tiles of a picture were taken, and how many it has."""
 
 logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What a picture may run together with.
+
+    Attributes:
+        tile: (height, width) that the picture is padded to: those of one batch have the same.
+        size: how many run faster together than one by one; 1 if none do, or the picture has several tiles.
+    """
+
+    tile: tuple[int, int]
+    size: int
 
 
 class TiledRunner:
@@ -49,6 +62,7 @@ class TiledRunner:
         self.limits = backend.limits
         self._overlap_px = DEFAULT_OVERLAP_PX if overlap_px is None else overlap_px
         self._tile: tuple[int, int] | None = None
+        self._batches = True
         if self._overlap_px < 0:
             raise ContractError(f"tiles cannot overlap by {overlap_px} px: give 0 or more")
         if tile is not None:
@@ -81,6 +95,34 @@ class TiledRunner:
                 if error is waiting.failure:
                     raise
                 self._shrink(waiting, error)
+
+    def batch(self, height: int, width: int) -> Batch:
+        """How pictures of that size may run together with others."""
+        plan = self.plan(height, width)
+        most = self.backend.batch_size(*plan.tile) if self._batches and len(plan) == 1 else 1
+        return Batch(tile=plan.tile, size=max(min(most, self.limits.area_px // math.prod(plan.tile)), 1))
+
+    def run_batch(self, pictures: Sequence[PictureArray]) -> list[PictureArray]:
+        """Deblur checked pictures of one type and one :class:`Batch` in one run of the network.
+
+        A backend that cannot do so does them one by one, from then on.
+
+        Raises:
+            OutOfMemoryError, BackendError: as :meth:`run`.
+        """
+        tile = self.batch(*pictures[0].shape[:2]).tile
+        tiles = np.stack([pad_to(picture, *tile) for picture in pictures])
+        try:
+            outputs = self.backend.infer(tiles_from_pixels(tiles, self.backend.io))
+        except BackendError as error:
+            logger.warning("%s runs small pictures one by one from now on: %s", self.backend.name, error)
+            self._batches = False
+            return [deblurred for picture in pictures for deblurred in self.run((picture,))]
+        pairs = zip(outputs, pictures, strict=True)
+        return [
+            pixels_from_tiles(output[: picture.shape[0], : picture.shape[1]], picture.dtype)
+            for output, picture in pairs
+        ]
 
     def _pass(self, waiting: _Waiting, on_tile: TileListener | None) -> Iterator[PictureArray]:
         """Deblur what waits and what comes after it, until the end or until memory runs out."""

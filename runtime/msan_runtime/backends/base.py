@@ -77,6 +77,14 @@ class Backend(ABC):
         """
         return map(self.infer, tiles)
 
+    def batch_size(self, height: int, width: int) -> int:
+        """How many tiles of that size :meth:`infer` runs faster in one batch than one by one, each to the same bits.
+
+        1 if none are, or it was not measured. OpenVINO's results depend on the batch: it takes other kernels.
+        """
+        del height, width
+        return 1
+
     def close(self) -> None:  # noqa: B027 - most backends have nothing to release
         """Release the device. The backend cannot be used after."""
 

@@ -20,6 +20,11 @@ OrtName = Literal["ort-cpu", "ort-cuda"]
 PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
 EXTRAS = {"ort-cpu": "cpu", "ort-cuda": "cuda"}
 
+SMALL_TILE_PX = 64 * 64
+TOGETHER_PX = 8 * SMALL_TILE_PX
+MOST_TOGETHER = 16
+"""Tiles of more than 64×64 px are no faster in one batch than one by one (benchmarks/serve.py)."""
+
 CUDA_ATTENTION_RELEASE = (1, 25)
 """The first whose CUDA provider has the Attention of opset 23."""
 
@@ -63,6 +68,11 @@ class OrtBackend(Backend):
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise _failure(error)(f"{self.name} failed on tiles of shape {tiles.shape}: {first_line(error)}") from error
         return outputs[0]
+
+    def batch_size(self, height: int, width: int) -> int:
+        if self.name != "ort-cpu" or height * width > SMALL_TILE_PX:
+            return 1
+        return min(TOGETHER_PX // (height * width), MOST_TOGETHER)
 
     def close(self) -> None:
         self._session = None

@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
@@ -18,6 +18,7 @@ from msan_runtime.deblur import Deblurrer
 from msan_runtime.serve.admission import Ticket
 from msan_runtime.serve.asgi import Reply
 from msan_runtime.serve.metrics import Metrics
+from msan_runtime.serve.network import Network
 from msan_runtime.serve.options import Limits
 from msan_runtime.serve.problems import ProblemError
 
@@ -85,17 +86,15 @@ class PixelGate:
 
 
 class Desk:
-    """Owns the deblurrer, in one thread, and the threads that decode and encode. Belongs to the server's thread."""
+    """Owns the network's thread, and the threads that decode and encode. Belongs to the server's thread."""
 
     def __init__(self, deblurrer: Deblurrer, limits: Limits, metrics: Metrics) -> None:
-        self._deblurrer = deblurrer
         self._limits = limits
         self._metrics = metrics
         self._gate = PixelGate(limits.pixels)
         self._codecs = ThreadPoolExecutor(CODEC_THREADS, "msan-codec")
-        self._network = ThreadPoolExecutor(1, "msan-network")
+        self._network = Network(deblurrer, metrics)
         self._queue: dict[Ticket, int] = {}
-        self._s_per_px = 2e-6  # a first guess
         metrics.watch_queue(lambda: self.queue_depth)
 
     @property
@@ -134,7 +133,7 @@ class Desk:
             async with self._gate.passing(size_px):
                 self._metrics.note_stage("gate", time.perf_counter() - started)
                 blurred = await self._in(self._codecs, "decode", task.decode, ticket)
-                sharp = await self._in(self._network, "deblur", partial(self._deblurred, blurred, ticket), ticket)
+                sharp = await _ended(self._network.submit(blurred, ticket), ticket)
                 ticket.held_bytes = 0
                 del self._queue[ticket]
                 ticket.state = "encoding"
@@ -148,40 +147,33 @@ class Desk:
     def close(self) -> None:
         """End the threads and release the backend."""
         self._codecs.shutdown()
-        self._network.submit(self._deblurrer.close).result()
-        self._network.shutdown()
-
-    def _deblurred(self, blurred: Sequence[PictureArray], ticket: Ticket) -> list[PictureArray]:
-        """In the network's thread."""
-        ticket.check()
-        ticket.state = "deblurring"
-        started = time.perf_counter()
-        sharp: list[PictureArray] = list(self._deblurrer.stream(blurred, ticket.note_tile))
-        area_px = sum(picture.shape[0] * picture.shape[1] for picture in blurred)
-        self._s_per_px += 0.2 * ((time.perf_counter() - started) / max(area_px, 1) - self._s_per_px)
-        return sharp
+        self._network.close()
 
     async def _in(self, pool: ThreadPoolExecutor, stage: str, work: Callable[[], T], ticket: Ticket) -> T:
-        """What ``work`` gives in a thread of ``pool``. Cancelled, it waits for that thread, which is told to stop."""
+        """What ``work`` gives in a thread of ``pool``."""
 
         def timed() -> T:
             ticket.check()
             with self._metrics.stage(stage):
                 return work()
 
-        submitted = pool.submit(timed)
-        future = asyncio.wrap_future(submitted)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            ticket.cancel()
-            submitted.cancel()
-            while not future.done():
-                await asyncio.wait({future})
-            if not future.cancelled():
-                future.exception()  # what it stopped with was asked for: nobody is to be told of it
-            raise
+        return await _ended(pool.submit(timed), ticket)
 
     def _retry_after_s(self) -> int:
         waiting_px = sum(self._queue.values())
-        return min(max(math.ceil(waiting_px * self._s_per_px), 1), MOST_RETRY_S)
+        return min(max(math.ceil(waiting_px * self._network.s_per_px), 1), MOST_RETRY_S)
+
+
+async def _ended(submitted: Future[T], ticket: Ticket) -> T:
+    """What a thread gives. Cancelled, this waits for that thread, which is told to stop."""
+    future = asyncio.wrap_future(submitted)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        ticket.cancel()
+        submitted.cancel()
+        while not future.done():
+            await asyncio.wait({future})
+        if not future.cancelled():
+            future.exception()  # what it stopped with was asked for: nobody is to be told of it
+        raise

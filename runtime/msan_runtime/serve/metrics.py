@@ -12,6 +12,7 @@ from msan_runtime.deblur import Deblurrer
 __all__ = ["Metrics"]
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+TOGETHER = (1, 2, 4, 8, 16)
 
 
 class Metrics:
@@ -34,6 +35,9 @@ class Metrics:
         )
         self._stages = Histogram(
             "msan_stage_seconds", "Time in each stage.", ["stage"], buckets=SECONDS, registry=registry
+        )
+        self._batches = Histogram(
+            "msan_batch_requests", "Requests that ran together.", buckets=TOGETHER, registry=registry
         )
         self._active = Gauge("msan_requests_in_progress", "Requests at work or waiting.", registry=registry)
         self._depth = Gauge("msan_queue_depth", "Requests that wait for the network.", registry=registry)
@@ -82,6 +86,10 @@ class Metrics:
     def note_stage(self, stage: str, seconds: float) -> None:
         """Count time in a stage."""
         self._stages.labels(stage).observe(seconds)
+
+    def note_batch(self, requests: int) -> None:
+        """Count a run of the network, of so many requests."""
+        self._batches.observe(requests)
 
     @contextmanager
     def stage(self, stage: str) -> Generator[None]:
