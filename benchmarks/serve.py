@@ -1,6 +1,7 @@
 """What serving costs: pictures/s of ``msan serve`` with 1, 4 and 16 clients, beside the plain Deblurrer and its codecs.
 
-Also whether batches would help: processor time per tile of the network on batches of 1, 4 and 16, interleaved.
+Also what batches do: milliseconds per tile of the network on batches of 1, 4 and 16, interleaved; and 16 clients of a
+server beside a second one that runs every picture by itself.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ __all__ = ["main"]
 
 CLIENTS = (1, 4, 16)
 BATCHES = (1, 4, 16)
+ONE_BY_ONE = "from msan_runtime.backends.ort import OrtBackend; OrtBackend.batch_size = lambda *_: 1"
 
 
 def main() -> None:
@@ -38,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", default="msan-s")
     parser.add_argument("--backend", default="ort-cpu")
-    parser.add_argument("--sizes", nargs="*", default=["64x64", "360x640"], help="HEIGHTxWIDTH")
+    parser.add_argument("--sizes", nargs="*", default=["32x32", "64x64", "360x640"], help="HEIGHTxWIDTH")
     parser.add_argument("--tiles", nargs="+", type=int, default=[32, 64, 128, 256], help="sides of tiles in batches")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
@@ -50,8 +52,8 @@ def main() -> None:
         rates = {f"{h}x{w}": rates_of(deblurrer, (h, w), arguments) for h, w in sizes}
     packages = ("msan", "numpy", "pillow", "onnxruntime", "starlette", "uvicorn")
     report = {
-        "what": "medians; batches: processor ms per tile of the network; JPEG pictures: rate, processor ms for each",
-        "batch_processor_ms_per_tile": batches,
+        "what": "medians; batches: ms per tile of the network; JPEG pictures: rate, processor ms for each",
+        "batch_ms_per_tile": batches,
         "pictures": rates,
         "machine": describe_machine(packages),
     }
@@ -62,7 +64,7 @@ def main() -> None:
 
 
 def batch_ms(deblurrer: Deblurrer, side: int, seconds: float) -> dict[str, float]:
-    """Median processor milliseconds per tile of each batch size, the sizes in turns."""
+    """Median milliseconds per tile of each batch size, the sizes in turns."""
     chance = np.random.default_rng(0)
     tiles: dict[int, PictureArray] = {n: chance.integers(0, 256, (n, side, side, 3), np.uint8) for n in BATCHES}
     times: dict[int, list[float]] = {n: [] for n in BATCHES}
@@ -71,9 +73,9 @@ def batch_ms(deblurrer: Deblurrer, side: int, seconds: float) -> dict[str, float
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or len(times[1]) < 3:
         for count, batch in tiles.items():
-            started = time.process_time()
+            started = time.perf_counter()
             deblurrer.backend.infer(batch)
-            times[count].append(1000 * (time.process_time() - started) / count)
+            times[count].append(1000 * (time.perf_counter() - started) / count)
     return {str(count): round(statistics.median(found), 3) for count, found in times.items()}
 
 
@@ -88,12 +90,21 @@ def rates_of(deblurrer: Deblurrer, size: tuple[int, int], arguments: argparse.Na
     ) -> None:
         found.setdefault(name, []).append(rate(work, arguments.seconds, clients, busy_s))
 
-    with server(arguments) as url, httpx.Client(limits=httpx.Limits(max_connections=32)) as client:
+    def note_served(url: str, clients: int, suffix: str = "") -> None:
+        name = f"served_{clients}_clients{suffix}"
+        note(name, lambda: ask(client, url, body), clients, lambda: busy_s(client, url))
+
+    with (
+        server(arguments) as url,
+        server(arguments, ONE_BY_ONE) as other_url,
+        httpx.Client(limits=httpx.Limits(max_connections=32)) as client,
+    ):
         for _ in range(arguments.rounds):
             note("deblurrer", lambda: deblurrer.deblur(pixels))
             note("deblurrer_with_codecs", lambda: in_line(deblurrer, body))
             for clients in CLIENTS:
-                note(f"served_{clients}_clients", lambda: ask(client, url, body), clients, lambda: busy_s(client, url))
+                note_served(url, clients)
+            note_served(other_url, CLIENTS[-1], "_one_by_one")
     return {
         name: {
             "pictures_per_s": round(statistics.median(rates), 2),
@@ -146,9 +157,10 @@ def jpeg(size: tuple[int, int]) -> bytes:
 
 
 @contextmanager
-def server(arguments: argparse.Namespace) -> Generator[str]:
-    """The address of a server in a process of its own."""
-    command: list[Any] = [sys.executable, "-c", "from msan_runtime.cli import main; main()", "serve", "--port", "0"]
+def server(arguments: argparse.Namespace, before: str = "") -> Generator[str]:
+    """The address of a server in a process of its own, which runs the statement ``before`` first."""
+    program = f"{before or 'pass'}; from msan_runtime.cli import main; main()"
+    command: list[Any] = [sys.executable, "-c", program, "serve", "--port", "0"]
     command += ["--bundle", arguments.bundle, "--backend", arguments.backend]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

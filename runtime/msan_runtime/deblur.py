@@ -138,7 +138,12 @@ class Deblurrer:
             yield from self._run(alike, on_tile)
 
     def batch(self, picture: PictureArray) -> Batch:
-        """Which pictures ``picture`` may run together with, by :meth:`deblur_batch`; uint8 pictures alone do."""
+        """Which pictures ``picture`` may run together with, by :meth:`deblur_batch`; uint8 pictures alone do.
+
+        Raises:
+            ContractError: for what is no picture.
+        """
+        check_picture(picture)
         if picture.dtype != np.uint8:
             return Batch(tile=(0, 0), size=1)
         return self._runner.batch(*picture.shape[:2])
@@ -156,7 +161,7 @@ class Deblurrer:
             ContractError: for pictures that do not belong together.
             OutOfMemoryError, BackendError: as :meth:`deblur`.
         """
-        batches = {self.batch(_checked(picture)) for picture in pictures}
+        batches = {self.batch(picture) for picture in pictures}
         if len(batches) != 1 or len(pictures) > next(iter(batches)).size:
             shapes = sorted({picture.shape[:2] for picture in pictures})
             raise ContractError(f"{len(pictures)} pictures of {shapes} do not run together. Ask batch() which do")

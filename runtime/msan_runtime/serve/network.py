@@ -12,6 +12,7 @@ from functools import partial
 
 from msan_runtime.contract import PictureArray
 from msan_runtime.deblur import Deblurrer
+from msan_runtime.errors import MsanError
 from msan_runtime.serve.admission import Ticket
 from msan_runtime.serve.metrics import Metrics
 from msan_runtime.serve.problems import ClientGoneError
@@ -82,7 +83,10 @@ class Network:
 
     def _batch(self, job: _Job) -> Batch | None:
         """What all pictures of a job may run together with; ``None`` if they may not."""
-        batches = {self._deblurrer.batch(picture) for picture in job.pictures}
+        try:
+            batches = {self._deblurrer.batch(picture) for picture in job.pictures}
+        except MsanError:
+            return None  # it is told when the job runs
         batch = batches.pop() if len(batches) == 1 else None
         return None if batch is None or batch.size == 1 else batch
 

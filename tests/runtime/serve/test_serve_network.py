@@ -14,7 +14,7 @@ from tests.runtime.conftest import FunctionBackend
 from msan_runtime.backends.base import TileLimits
 from msan_runtime.contract import PictureArray
 from msan_runtime.deblur import Deblurrer
-from msan_runtime.errors import BackendError
+from msan_runtime.errors import BackendError, ContractError
 from msan_runtime.serve.admission import Ticket
 from msan_runtime.serve.metrics import Metrics
 from msan_runtime.serve.network import Network
@@ -128,6 +128,17 @@ def test_a_backend_that_takes_no_batches_does_them_one_by_one(
     check_inverted(pictures, futures)
     assert [shape[0] for shape in gate.seen] == [1, 4, 1, 1, 1, 1, 1, 1]
     assert caplog.text.count("function runs small pictures one by one from now on: 4 are too many") == 1
+    line.close()
+
+
+def test_pictures_that_cannot_be_are_told_to_their_own_request(line: Network, gate: Gate, noise: Noise) -> None:
+    pictures = [[noise(8, 8, 3)], [noise(8, 8)], [noise(8, 8, 4)], [noise(8, 8, 3)]]
+    futures, _ = put(line, gate, pictures)
+    gate.open.set()
+    check_inverted([pictures[0], pictures[3]], [futures[0], futures[3]])
+    for future in futures[1:3]:
+        with pytest.raises(ContractError):
+            future.result(20)
     line.close()
 
 
