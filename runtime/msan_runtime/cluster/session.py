@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msan_runtime.cluster.authentication import decide_authentication, refuses_token
 from msan_runtime.cluster.head import reach, watched
 from msan_runtime.cluster.options import ClusterError, RayOptions
 from msan_runtime.errors import MissingExtraError
@@ -56,6 +57,13 @@ def ray_session(options: RayOptions) -> Generator[Any]:
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    try:
+        if options.head is not None:
+            reach(options.head)
+    except OSError as error:
+        raise _not_there(options.address, error.strerror or str(error)) from error
+    if "ray" not in sys.modules:
+        decide_authentication(options)
     try:
         import ray
 
@@ -109,20 +117,24 @@ def _connect(ray: Any, options: RayOptions) -> None:
     if address == "local":
         settings["include_dashboard"] = False
     try:
-        if options.head is not None:
-            reach(options.head)
         with _hushed():
             ray.init(address=address, **settings)
-    except Exception as error:  # the system's, Ray's, and those of gRPC
+    except Exception as error:  # Ray's own, and those of gRPC
         with contextlib.suppress(Exception):
             ray.shutdown()
-        told = getattr(error, "strerror", None) or str(error)
-        reason = (told.splitlines() or [type(error).__name__])[0][:300].rstrip(".")
+        if address != "local" and (type(error).__name__ == "AuthenticationError" or refuses_token(address)):
+            raise ClusterError(
+                f"the Ray cluster at {address} wants its token. ray get-auth-token prints it on the head: "
+                "put it into RAY_AUTH_TOKEN or ~/.ray/auth_token here"
+            ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300].rstrip(".")
         if address == "local":
             raise ClusterError(f"Ray does not start here: {reason}") from error
-        raise ClusterError(
-            f"no Ray cluster at {address}: {reason}. Start one with ray start --head, or give --ray local"
-        ) from error
+        raise _not_there(address, reason) from error
+
+
+def _not_there(address: str, reason: str) -> ClusterError:
+    return ClusterError(f"no Ray cluster at {address}: {reason}. Start one with ray start --head, or give --ray local")
 
 
 def _head(ray: Any) -> tuple[str, int]:

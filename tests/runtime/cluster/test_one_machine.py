@@ -35,9 +35,15 @@ def deblur(*arguments: str | Path, **environment: str) -> subprocess.CompletedPr
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
 
 
-def test_results_are_those_of_the_plain_run_and_ray_says_nothing(album: Path, tmp_path: Path) -> None:
+def test_results_are_those_of_the_plain_run_and_ray_says_nothing(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name)
     plain = deblur(album, "-o", tmp_path / "plain")
-    spread = deblur(album, "-o", tmp_path / "spread", *RAY)
+    spread = deblur(album, "-o", tmp_path / "spread", *RAY, HOME=str(tmp_path / "home"))
+    assert not list((tmp_path / "home").rglob("auth_token"))
     assert (plain.returncode, spread.returncode) == (1, 1)
     assert spread.stdout == f"10 of 11 pictures deblurred to {tmp_path / 'spread'}\n"
     assert digests(contents(tmp_path / "spread")) == digests(contents(tmp_path / "plain"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -81,6 +83,25 @@ def test_one_picture_under_its_own_name_leaves_no_journal(deblur: Command, album
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["sharp.png"]
 
 
+def test_a_cluster_is_given_its_token_and_no_other(two_nodes: Any, album: Path, tmp_path: Path) -> None:
+    program = "import msan_runtime.cli as cli; cli.entry_points = lambda **_: (); cli.main()"
+    command = [sys.executable, "-c", program, "deblur", album / "0.png", "-o", tmp_path / "0.png"]
+    command += ["--backend", "ort-cpu", "--ray", two_nodes.address, "--ray-cpus", "1"]
+
+    def run(**token: str) -> subprocess.CompletedProcess[str]:
+        own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+        environment = {**own, "HOME": str(tmp_path), **token}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    for wrong in ({}, {"RAY_AUTH_TOKEN": "0" * 64}):
+        refused = run(**wrong)
+        assert refused.returncode == 2
+        assert f"error: the Ray cluster at {two_nodes.address} wants its token. ray get-auth-token" in refused.stderr
+    done = run(RAY_AUTH_TOKEN=os.environ["RAY_AUTH_TOKEN"])
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "0.png").exists()
+
+
 def test_a_killed_node_loses_and_doubles_nothing(
     two_nodes: Any, deblur: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,8 +166,6 @@ def test_a_file_that_workers_die_of_is_reported_and_the_rest_done(
 
 def _by_value(worker: type[Worker]) -> type[Worker]:
     """Workers do not see the tests' modules: the class travels whole."""
-    import sys
-
     ray.cloudpickle.register_pickle_by_value(sys.modules[worker.__module__])
     return worker
 
