@@ -6,7 +6,9 @@ Sources: Triton's documentation of model repositories and model configuration, a
 from __future__ import annotations
 
 import io
+import logging
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ from msan_runtime.manifest import EngineEntry
 __all__ = ["PACKAGED_FILE", "TritonDevice", "TritonModel", "package_for_triton"]
 
 TritonDevice = Literal["gpu", "cpu"]
+
+logger = logging.getLogger(__name__)
 
 PACKAGED_FILE = "msan-bundle.txt"
 """In every model folder that msan wrote: which bundle it is of. A folder without it is never replaced."""
@@ -85,7 +89,17 @@ def package_for_triton(
     for model in models:
         with replacing_folder(folder / model.name) as stage:
             _write(bundle, model, device, stage)
+    _remove_others(bundle, folder, models)
     return models
+
+
+def _remove_others(bundle: Bundle, folder: Path, models: Sequence[TritonModel]) -> None:
+    """Remove what an earlier call wrote of the same bundle and this one did not, as for another device."""
+    names = {bundle.manifest.name, f"{bundle.manifest.name}-tensorrt"} - {model.name for model in models}
+    for path in (folder / name for name in sorted(names)):
+        if (path / PACKAGED_FILE).is_file():
+            shutil.rmtree(path)
+            logger.warning("%s is removed: an earlier msan package wrote it for another device", path)
 
 
 def _models(bundle: Bundle, device: TritonDevice, max_batch: int) -> Sequence[TritonModel]:

@@ -136,6 +136,15 @@ def test_what_msan_wrote_is_replaced_and_nothing_else(tmp_path: Path) -> None:
         package_for_triton(bundle, tmp_path)
 
 
+def test_the_models_of_another_device_do_not_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "other-tensorrt").mkdir()
+    package_for_triton(open_bundle("msan-s"), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"other-tensorrt", "msan-s", "msan-s-tensorrt"}
+    package_for_triton(open_bundle("msan-s"), tmp_path, device="cpu")
+    assert {path.name for path in tmp_path.iterdir()} == {"other-tensorrt", "msan-s"}
+    assert "msan-s-tensorrt is removed: an earlier msan package wrote it for another device" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "two words", "ünï", 'quo"te'])
 def test_names_that_lead_elsewhere_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="cannot be that of a model in Triton"):

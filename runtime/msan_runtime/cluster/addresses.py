@@ -177,6 +177,7 @@ class AddressLedger:
         return address.removeprefix(self._plan.target.address(self._plan.folder) + "/")
 
     def _failed(self, source: str, reason: str) -> Ended:
+        reason = reason.replace(source, _name_of(source))
         self._journal.note({"source": source, "error": reason})
         return Ended(error=reason)
 
@@ -186,6 +187,11 @@ def _opened(text: str) -> tuple[Store, str]:
     address = text if is_address(text) else f"file://{Path(text).absolute().as_posix()}"
     store = open_store(address.partition("://")[0])
     return store, store.path(address)
+
+
+def _name_of(address: str) -> str:
+    """An address for people: local files by their paths."""
+    return address.removeprefix("file://")
 
 
 _Found = tuple[tuple[Path, str] | Job, tuple[Store, StoredFile] | None]
@@ -207,7 +213,8 @@ def _found(store: Store, path: str, output: str) -> Iterator[_Found]:
         and not store.address(file.path).startswith(f"{output}/")
     ]
     if not files:
-        words = f"no JPEG, PNG, WebP or TIFF picture in {store.address(path)}, and no video"
+        where = _name_of(store.address(path))
+        words = f"no JPEG, PNG, WebP or TIFF picture in {where}, and no video" if kind else f"no file or folder {where}"
         yield Job(source=Path(path), target=Path(path), problem=words), None
     yield from (_entry(store, path, file) for file in files)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -44,6 +45,9 @@ class RayOptions:
             )
         if self.address not in ("local", "auto") and ADDRESS.fullmatch(self.address) is None:
             raise ClusterError(f"--ray {self.address} is no address. Give local, auto or the head's HOST:PORT")
+        for name, value in (("--ray-gpus", self.gpus), ("--ray-cpus", self.cpus)):
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ClusterError(f"{name} {value:g} is no number of them. Give 0 or more")
 
     @property
     def head(self) -> tuple[str, int] | None:

@@ -6,8 +6,10 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Generator, Mapping
+import threading
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,11 +79,28 @@ def ray_session(options: RayOptions) -> Generator[Any]:
         _connect(ray, options)
     try:
         # Ray prints what it hears of dead nodes and workers.
-        with contextlib.redirect_stdout(sys.stderr), watched(_head(ray)):
+        with contextlib.redirect_stdout(sys.stderr), watched(_head(ray)), _ended_in_order():
             yield ray
     finally:
         if not there_before:
             ray.shutdown()
+
+
+@contextmanager
+def _ended_in_order() -> Generator[None]:
+    """SIGTERM ends the block as an exception, with the exit code of shells; Ray's own handler has another."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end) or signal.SIG_DFL
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def plan_pool(ray: Any, options: RayOptions) -> Pool:
@@ -94,8 +113,12 @@ def plan_pool(ray: Any, options: RayOptions) -> Pool:
     with_cpus = [node["CPU"] for node in nodes if node.get("CPU")]
     has_gpus = any(node.get("GPU") for node in nodes)
     gpus = options.gpus if options.gpus is not None else 1.0 if has_gpus else 0.0
-    cpus = options.cpus if options.cpus is not None else 1.0 if gpus else min(with_cpus, default=1.0)
+    cpus = options.cpus if options.cpus is not None else 1.0 if gpus else _cpus_for(options, with_cpus)
     room = sum(_room(node, gpus, cpus) for node in nodes)
+    if room and options.workers and room < options.workers[0]:
+        logger.warning(
+            "there is room for %d workers of %g GPUs and %g CPUs, not for %d", room, gpus, cpus, options.workers[0]
+        )
     if room == 0:
         words = f"no node has the {gpus:g} GPUs and {cpus:g} CPUs of a worker"
         if options.address == "local":
@@ -103,6 +126,15 @@ def plan_pool(ray: Any, options: RayOptions) -> Pool:
         logger.warning("%s: waiting for one that joins the cluster", words)
     fewest, most = options.workers or (1, max(room, 1))
     return Pool(fewest=fewest, most=most, gpus=gpus, cpus=cpus)
+
+
+def _cpus_for(options: RayOptions, with_cpus: Sequence[float]) -> float:
+    """As many for each worker as leave room for all that are asked for; all of the smallest node's if none are."""
+    whole = max(int(min(with_cpus, default=1.0)), 1)
+    if options.workers is None:
+        return whole
+    fitting = (cpus for cpus in range(whole, 1, -1) if sum(node // cpus for node in with_cpus) >= options.workers[1])
+    return next(fitting, 1)
 
 
 def _room(node: Mapping[str, float], gpus: float, cpus: float) -> int:

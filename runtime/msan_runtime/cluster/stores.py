@@ -58,7 +58,7 @@ class Store:
 
     def address(self, path: str) -> str:
         """The address of a path."""
-        return f"{self.protocol}://{path}"
+        return path if is_address(path) else f"{self.protocol}://{path}"  # those of HTTP keep their protocol
 
     def kind(self, path: str) -> str | None:
         """``file`` or ``directory``; ``None`` if there is nothing.

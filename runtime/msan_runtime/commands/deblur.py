@@ -124,7 +124,7 @@ def deblur(
     """
     from msan_runtime.batch import FileOptions
     from msan_runtime.bundle import find_bundle
-    from msan_runtime.cluster.options import RayOptions, worker_range_from_text
+    from msan_runtime.cluster.options import ClusterError, RayOptions, worker_range_from_text
     from msan_runtime.commands.deblurring import Request, deblur_here, deblur_there
     from msan_runtime.image import EncodeOptions
     from msan_runtime.journal import Run, model_digest
@@ -161,6 +161,10 @@ def deblur(
         stats=stats,
     )
     if ray is None:
+        given = {"--ray-workers": ray_workers, "--ray-gpus": ray_gpus, "--ray-cpus": ray_cpus}
+        alone = [name for name, value in given.items() if value is not None]
+        if alone:
+            raise ClusterError(f"{alone[0]} needs --ray. Give --ray local for this machine")
         raise typer.Exit(deblur_here(request))
     pool = worker_range_from_text(ray_workers) if ray_workers else None
     raise typer.Exit(deblur_there(request, RayOptions(address=ray, workers=pool, gpus=ray_gpus, cpus=ray_cpus)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,4 +38,4 @@ def package(
         screen.print(
             f"{triton / model.name}: {model.source}, {model.platform}{how}, batches of up to {model.max_batch}"
         )
-    screen.print(f"Use it: tritonserver --model-repository={triton}")
+    screen.print(f"Use it: tritonserver --model-repository={shlex.quote(str(triton))}")

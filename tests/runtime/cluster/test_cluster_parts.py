@@ -153,11 +153,37 @@ class FakeRay:
         ([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 4.0}], RayOptions(), Pool(fewest=1, most=8, gpus=1, cpus=1)),
         ([{"CPU": 64.0, "GPU": 8.0}], RayOptions(cpus=16), Pool(fewest=1, most=4, gpus=1, cpus=16)),
         ([{"CPU": 64.0, "GPU": 1.0}], RayOptions(gpus=0.5), Pool(fewest=1, most=2, gpus=0.5, cpus=1)),
-        ([{"CPU": 2.0}], RayOptions(workers=(2, 100)), Pool(fewest=2, most=100, gpus=0, cpus=2)),
+        ([{"CPU": 2.0}], RayOptions(workers=(2, 100)), Pool(fewest=2, most=100, gpus=0, cpus=1)),
+        ([{"CPU": 8.0}], RayOptions(workers=(2, 2)), Pool(fewest=2, most=2, gpus=0, cpus=4)),
+        ([{"CPU": 8.0}], RayOptions(workers=(3, 3)), Pool(fewest=3, most=3, gpus=0, cpus=2)),
+        ([{"CPU": 8.0}, {"CPU": 4.0}], RayOptions(workers=(1, 6)), Pool(fewest=1, most=6, gpus=0, cpus=2)),
     ],
 )
 def test_pools_fit_the_nodes(nodes: list[dict[str, float]], asked: RayOptions, expected: Pool) -> None:
     assert plan_pool(FakeRay(*nodes), asked) == expected
+
+
+def test_workers_for_whom_there_is_no_room_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    plan_pool(FakeRay({"CPU": 2.0}), RayOptions(workers=(2, 4)))
+    assert not caplog.text
+    plan_pool(FakeRay({"CPU": 2.0}), RayOptions(workers=(4, 4)))
+    assert "there is room for 2 workers of 0 GPUs and 1 CPUs, not for 4" in caplog.text
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -1.0])
+def test_what_is_no_number_of_gpus_or_cpus(number: float) -> None:
+    for name in ("gpus", "cpus"):
+        with pytest.raises(ClusterError, match=rf"--ray-{name} \S+ is no number of them"):
+            replace(RayOptions(), **{name: number})
+
+
+def test_options_of_a_cluster_need_one(deblur: Command, tmp_path: Path) -> None:
+    make_pictures(tmp_path / "in", ["a.png"])
+    for option in ("--ray-workers", "--ray-gpus", "--ray-cpus"):
+        finished = deblur(tmp_path / "in", "-o", tmp_path / "out", option, "1")
+        assert finished.code == 2
+        assert f"error: {option} needs --ray. Give --ray local" in finished.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_worker_that_fits_no_node(caplog: pytest.LogCaptureFixture) -> None:
@@ -316,13 +342,13 @@ def test_plans_keep_inner_paths_and_leave_out_results(memory: Store) -> None:
     naming = Naming(template="{stem}-sharp{suffix}", picture_format="png")
     assert [target for target, _ in plan("memory:///c.webp", naming=naming)] == ["/out/c-sharp.png"]
     (_, problem), _ = plan("memory:///nothing", "memory:///c.webp")
-    assert problem == "no JPEG, PNG, WebP or TIFF picture in memory:///nothing, and no video"
+    assert problem == "no file or folder memory:///nothing"
 
 
 @pytest.mark.parametrize(
     ("inputs", "output", "words"),
     [
-        (["memory:///nothing"], "memory:///out", "no JPEG, PNG, WebP or TIFF picture in memory:///nothing"),
+        (["memory:///nothing"], "memory:///out", "no file or folder memory:///nothing"),
         (["memory:///in", "memory:///other"], "memory:///out", "would both be written to"),
         (["memory:///in"], "memory:///in/", "memory:///in is an input. Give another folder as -o"),
         (["memory:///in"], "memory:///out.png", "memory:///out.png is one file. Give a folder as -o"),

@@ -70,6 +70,22 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert sorted(row["target"] for row in rows if "target" in row) == sorted(contents(out))
 
 
+def test_a_run_that_is_terminated_ends_in_order(tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    make_pictures(source, [f"{number:02}.png" for number in range(30)], (160, 200))
+    command = [sys.executable, "-c", MSAN, "deblur", source, "-o", out, "--backend", "ort-cpu", *RAY]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and len(contents(out)) < 3:
+            time.sleep(0.02)
+        process.terminate()
+        told, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert f"of 30 pictures deblurred to {out}" in told
+    assert "Traceback" not in errors
+    assert "@ 0x" not in errors
+    assert {name.removeprefix(".msan-") for name in contents(out)} == set(contents(out))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
     """An empty bucket ``pictures``, and the environment of those who use it."""
@@ -173,4 +189,4 @@ def test_s3_to_a_local_folder(bucket: Bucket, album: Path, tmp_path: Path) -> No
 def test_a_bucket_that_is_not_there_is_said_so(bucket: Bucket) -> None:
     finished = deblur("s3://nothing/in", "-o", "s3://nothing/out", *RAY, **bucket.environment)
     assert finished.returncode == 2
-    assert "error: no JPEG, PNG, WebP or TIFF picture in s3://nothing/in, and no video" in finished.stderr
+    assert "error: no file or folder s3://nothing/in" in finished.stderr
