@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 import time
@@ -47,8 +48,14 @@ def bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+    except UnicodeError as error:  # of the encoding of names
+        raise ServeError(
+            f"cannot listen on {host}, port {port}: that is no host's name. Choose another --host"
+        ) from error
     except OSError as error:
-        raise ServeError(f"cannot listen on {host}, port {port}: {error.strerror}. Choose another --port") from error
+        wrong_host = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+        other = "host" if wrong_host else "port"
+        raise ServeError(f"cannot listen on {host}, port {port}: {error.strerror}. Choose another --{other}") from error
     return bound
 
 

@@ -208,6 +208,13 @@ def test_limits_of_nothing_are_refused(name: str) -> None:
         Limits(**{name: 0})
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_times_without_end_are_refused(value: float) -> None:
+    for name in ("body_s", "drain_s"):
+        with pytest.raises(ServeError, match=name):
+            Limits(**{name: value})  # pyright: ignore[reportArgumentType]
+
+
 def test_bad_tokens_and_origins_are_refused() -> None:
     with pytest.raises(ServeError, match="openssl rand"):
         Access(token="short")
@@ -224,3 +231,9 @@ def test_hosts_follow_the_address() -> None:
     assert hosts_for("127.0.0.1", frozenset({"sharp.example"})) == {"localhost", "127.0.0.1", "[::1]", "sharp.example"}
     assert hosts_for("0.0.0.0", frozenset()) is None
     assert hosts_for("192.0.2.1", frozenset({"a"})) == {"a", "192.0.2.1"}
+
+
+@pytest.mark.parametrize("name", ["http://x", "x/", "x:80", "::1", "*", "", "straße.example"])
+def test_names_that_no_request_can_bear_are_refused(name: str) -> None:
+    with pytest.raises(ServeError, match="no host's name"):
+        hosts_for("127.0.0.1", frozenset({name}))
