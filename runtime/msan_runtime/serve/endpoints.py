@@ -61,7 +61,7 @@ class Endpoints:
 
     async def deblur(self, request: Request, stack: ExitStack) -> Reply:
         """``POST /v1/deblur``."""
-        options = options_from_query(dict(request.query_params), request.headers.get("accept"))
+        options = options_from_query(request.query_params.multi_items(), request.headers.get("accept"))
         boundary = boundary_of(request.headers.get("content-type"))
         ticket = self._enter(request, stack)
         if boundary is None:

@@ -85,11 +85,24 @@ def test_options_choose_the_format(make_client: MakeClient, noise: Noise) -> Non
         ("", "image/webp", "image/webp"),
         ("?format=tif", "image/webp", "image/tiff"),
         ("?format=jpg&quality=50", "text/html", "image/jpeg"),
+        ("?format=JPEG", "image/webp", "image/jpeg"),
+        ("?format=tiff", "image/webp", "image/tiff"),
     ):
         answer = asked(client, "POST", f"/v1/deblur{query}", body, headers={"accept": accept})
         assert answer.headers["content-type"] == expected
     sizes = [len(asked(client, "POST", f"/v1/deblur?format=jpg&quality={q}", body).body) for q in (20, 95)]
     assert sizes[0] < sizes[1]
+
+
+def test_the_best_format_that_holds_the_picture_is_taken(make_client: MakeClient) -> None:
+    client, body = make_client(), alpha_png()
+    for accept, expected in (
+        ("image/jpeg, image/png;q=0.5", "image/png"),
+        ("image/jpeg, image/webp;q=0.6, image/png;q=0.5", "image/webp"),
+        ("image/jpeg, */*;q=0.1", "image/png"),
+    ):
+        answer = asked(client, "POST", "/v1/deblur", body, headers={"accept": accept})
+        assert (answer.status, answer.headers["content-type"]) == (200, expected)
 
 
 def alpha_png() -> bytes:
@@ -112,6 +125,8 @@ def alpha_png() -> bytes:
         ("?quality=0", alpha_png(), {}, 422, "bad-option"),
         ("?quality=9999999999999999999999", alpha_png(), {}, 422, "bad-option"),
         ("?format=bmp", alpha_png(), {}, 422, "bad-option"),
+        ("?format=png&format=jpg", alpha_png(), {}, 422, "bad-option"),
+        ("?quality=7&quality=7", alpha_png(), {}, 422, "bad-option"),
         ("?tile=4", alpha_png(), {}, 422, "bad-option"),
         ("", b"x", {"content-type": "multipart/form-data"}, 400, "malformed"),
     ],

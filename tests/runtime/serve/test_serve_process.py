@@ -78,6 +78,9 @@ def test_results_are_those_of_the_command_line_to_the_byte(
         assert answer.content == expected, source.name
         form = httpx.post(f"{served.url}/v1/deblur", files={"picture": (source.name, source.read_bytes())})
         assert form.content == expected
+    deep = (tmp_path / "in" / "e.png").read_bytes()
+    for accept, status in (("image/jpeg, image/webp, image/png;q=0.5", 200), ("image/jpeg, image/webp", 422)):
+        assert post(served, deep, accept=accept).status_code == status
     kept = read_picture(tmp_path / "out" / "a.jpg")
     assert kept.exif is not None
     assert b"Camera" in kept.exif
@@ -139,7 +142,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(served: Served) -> None:
     head = b"IHDR" + struct.pack(">II", 60_000, 40_000) + small[24:29]
     answer = post(served, small[:12] + head + struct.pack(">I", zlib.crc32(head)) + small[33:])
     assert answer.status_code == 413
-    assert "2,400.0 megapixels (40000×60000 px)" in answer.json()["detail"]
+    assert "2,400.0 megapixels (60000×40000 px, width × height)" in answer.json()["detail"]
 
 
 def test_slow_and_silent_connections_are_closed(launch: Launch) -> None:
