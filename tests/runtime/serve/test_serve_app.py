@@ -14,8 +14,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.runtime.serve.conftest import Answer, Client, pixels_of, png
 
+from msan_runtime.backends.base import TileLimits
 from msan_runtime.contract import PictureArray
+from msan_runtime.deblur import Deblurrer
 from msan_runtime.errors import BackendError, OutOfMemoryError
+from msan_runtime.serve.metrics import Metrics
 from msan_runtime.serve.options import Access, Limits
 
 MakeClient = Callable[..., Client]
@@ -145,7 +148,14 @@ def test_unknown_paths_and_methods(make_client: MakeClient) -> None:
     assert asked(client, "GET", "/nothing").kind == "not-found"
     assert asked(client, "GET", "/healthz/").kind == "not-found"
     assert asked(client, "GET", "/page/../server.py").kind == "not-found"
-    assert asked(client, "PUT", "/v1/deblur").kind == "method-not-allowed"
+    assert asked(client, "GET", "/v2/").body == asked(client, "GET", "/v2").body
+    for method, path, allow in (
+        ("PUT", "/v1/deblur", "POST"),
+        ("DELETE", "/healthz", "GET, HEAD"),
+        ("PUT", "/v2/models/tiny/infer", "POST"),
+    ):
+        answer = asked(client, method, path)
+        assert (answer.kind, answer.headers["allow"]) == ("method-not-allowed", allow)
     assert asked(client, "GET", f"/v1/requests/{ID}").kind == "not-found"
     assert asked(client, "GET", "/v2/models/other").kind == "not-found"
     assert asked(client, "GET", "/v2/models/tiny/versions/2").kind == "not-found"
@@ -345,6 +355,31 @@ def test_paths_that_nobody_foresaw_make_no_new_figures(make_client: MakeClient) 
     for number in range(20):
         asked(client, "GET", f"/{number}")
     assert {key[0] for key in figures(client, "msan_requests_total")} <= {"other", "/metrics"}
+
+
+@pytest.mark.parametrize(("backend", "precision"), [("openvino-bf16", "bf16"), ("openvino", "fp32")])
+def test_the_precision_told_is_that_of_the_arithmetic(
+    make_deblurrer: Callable[..., Deblurrer], backend: str, precision: str
+) -> None:
+    deblurrer = make_deblurrer(lambda tiles: tiles, TileLimits(area_px=4096))
+    deblurrer.backend.name, deblurrer.backend.precision = backend, "fp32"
+    assert f'precision="{precision}"' in Metrics(deblurrer).text()[0].decode()
+
+
+def test_refusals_are_counted_where_they_were_asked(make_client: MakeClient) -> None:
+    access = Access(token=TOKEN, open_metrics=True, origins=frozenset({"https://friend.example"}))
+    client = make_client(access=access)
+    asked(client, "POST", "/v1/deblur", b"x")
+    asked(client, "GET", "/nothing")
+    asked(client, "PUT", "/v1/deblur", headers={"authorization": f"Bearer {TOKEN}"})
+    asked(client, "GET", f"/v1/requests/{ID}", headers={"authorization": f"Bearer {TOKEN}"})
+    counts = figures(client, "msan_requests_total")
+    assert counts == {
+        ("/v1/deblur", "401"): 1,
+        ("other", "401"): 1,
+        ("/v1/deblur", "405"): 1,
+        ("/v1/requests/{id}", "404"): 1,
+    }
 
 
 def test_more_than_8_bits_without_a_graph_for_them(make_client: MakeClient) -> None:

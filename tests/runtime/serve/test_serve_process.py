@@ -145,6 +145,32 @@ def test_a_bomb_is_refused_before_it_is_decoded(served: Served) -> None:
     assert "2,400.0 megapixels (60000×40000 px, width × height)" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("path", "status"), [("/healthz", 200), ("/readyz", 200), ("/v2/health/ready", 200), ("/metrics", 421)]
+)
+def test_probes_ask_without_a_name(served: Served, path: str, status: int) -> None:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+        connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        assert read_all(connection).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"Content-Length: x\r\n\r\n",
+        b"X: " + b"x" * 1_000_000 + b"\r\n\r\n",
+    ],
+    ids=["chunks", "length", "headers"],
+)
+def test_what_is_not_http_gets_a_plain_400(served: Served, rest: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+        connection.sendall(b"POST /v1/deblur HTTP/1.1\r\nHost: localhost\r\n" + rest)
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"text/plain" in answer
+
+
 def test_slow_and_silent_connections_are_closed(launch: Launch) -> None:
     server = launch("--body-timeout", "1")
     head = f"POST /v1/deblur HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n".encode()
