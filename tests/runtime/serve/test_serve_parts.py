@@ -183,6 +183,8 @@ def test_tensors_in_json() -> None:
         (request_of(data=[10**400] * 12), "no uint8"),
         (request_of(data=[1] * 11), "11 values"),
         (request_of(datatype="FP32", data=[2.0] * 12), "from 0 to 1"),
+        (request_of(datatype="FP32", data=[1e300] * 12), "beyond float32: from 1e\\+300"),
+        (request_of(datatype="FP32", data=[float("nan")] * 12), "beyond float32: from nan"),
         (request_of(parameters={"shared_memory_region": "x"}), "shared memory"),
         (request_of(parameters={"binary_data_size": 12}), "has 12 bytes"),
         ({**request_of(), "outputs": [{"name": "other"}]}, "no output 'other'"),

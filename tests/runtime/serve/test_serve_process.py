@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageCms
 from tests.runtime.serve.conftest import Launch, Served, pixels_of, png
 
@@ -169,6 +170,27 @@ def test_what_is_not_http_gets_a_plain_400(served: Served, rest: bytes) -> None:
         answer = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"text/plain" in answer
+
+
+def test_nothing_that_clients_send_is_written_to_the_log(launch: Launch, noise: Noise) -> None:
+    server = launch()
+    body = b'--b\r\nContent-Disposition: form-data; name="p"; filename="a"\r\n\r\nx\r\n--bogus'
+    statuses = [
+        post(server, body[start:], **{"content-type": "multipart/form-data; boundary=b"}).status_code
+        for start in (0, 5)
+    ]
+    photo = io.BytesIO()
+    Image.fromarray(noise(8, 8, 3)).save(photo, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\xff")
+    deep = io.BytesIO()
+    tifffile.imwrite(deep, np.zeros((8, 8, 3), np.uint16), photometric="rgb")
+    broken = deep.getvalue().replace(struct.pack("<HHI", 282, 5, 1), struct.pack("<HHI", 282, 5, 0x7FFFFFFF))
+    assert broken != deep.getvalue()
+    statuses += [post(server, photo.getvalue()).status_code, post(server, broken).status_code]
+    tensor = {"name": "blurred", "datatype": "FP32", "shape": [1, 1, 1, 3], "data": [1e300, 0, 0]}
+    statuses.append(httpx.post(f"{server.url}/v2/models/tiny/infer", json={"inputs": [tensor]}).status_code)
+    assert server.stop() == 0
+    assert statuses == [400, 400, 200, 200, 400]
+    assert server.errors.read_text() == ""
 
 
 def test_slow_and_silent_connections_are_closed(launch: Launch) -> None:
