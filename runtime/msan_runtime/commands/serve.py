@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,14 +21,43 @@ __all__ = ["serve"]
 
 MODEL, WHO, MOST = "Model", "Who may ask", "Limits"
 TOKEN_VARIABLE = "MSAN_SERVE_TOKEN"
+QUEUE = 64
+
+
+def _read_by(parse: Callable[[str], object]) -> Callable[[str | None], str | None]:
+    """A check of an option, which typer names where it fails."""
+
+    def check(text: str | None) -> str | None:
+        if text is not None:
+            parse(text)
+        return text
+
+    return check
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number. Write one like 30")
+    return value
+
 
 Bundle = Annotated[str, typer.Option(help="A bundle's folder, or the name of a shipped one.", rich_help_panel=MODEL)]
 Backend = Annotated[
     str, typer.Option(help="auto, rtx, tensorrt, ort-cuda, openvino-bf16, openvino or ort-cpu.", rich_help_panel=MODEL)
 ]
-Tile = Annotated[str | None, typer.Option(metavar="HxW", help="Largest tile, px, like 512x768.", rich_help_panel=MODEL)]
+Tile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HxW", callback=_read_by(size_from_text), help="Largest tile, px, like 512x768.", rich_help_panel=MODEL
+    ),
+]
 Overlap = Annotated[int | None, typer.Option(min=0, help="Overlap of tiles, px.", rich_help_panel=MODEL)]
-Memory = Annotated[str | None, typer.Option(metavar="SIZE", help="For the network, like 2GiB.", rich_help_panel=MODEL)]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", callback=_read_by(bytes_from_text), help="For the network, like 2GiB.", rich_help_panel=MODEL
+    ),
+]
 NoRebuild = Annotated[
     bool, typer.Option("--no-rebuild", help="Never build an engine at the start.", rich_help_panel=MODEL)
 ]
@@ -50,16 +81,28 @@ AllowOrigin = Annotated[
     list[str] | None,
     typer.Option(help="Other site whose pages may ask (CORS); again for more.", rich_help_panel=WHO),
 ]
-MaxBody = Annotated[str, typer.Option(metavar="SIZE", help="Of a request.", rich_help_panel=MOST)]
+MaxBody = Annotated[
+    str,
+    typer.Option(metavar="SIZE", callback=_read_by(bytes_from_text), help="Of a request.", rich_help_panel=MOST),
+]
 MaxMegapixels = Annotated[
-    float, typer.Option(min=0.001, help="Of a picture, and decoded at once.", rich_help_panel=MOST)
+    float, typer.Option(min=0.001, callback=_finite, help="Of a picture, and decoded at once.", rich_help_panel=MOST)
 ]
 MaxRequests = Annotated[int, typer.Option(min=1, help="At once.", rich_help_panel=MOST)]
-Queue = Annotated[int, typer.Option(min=1, help="Of those, waiting for the network.", rich_help_panel=MOST)]
-BodyTimeout = Annotated[
-    float, typer.Option(min=1, help="Seconds for a body to come, or an answer to go.", rich_help_panel=MOST)
+Queue = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help=f"Of those, waiting for the network; {QUEUE}, or all if they are fewer.", rich_help_panel=MOST
+    ),
 ]
-Drain = Annotated[float, typer.Option(min=0, help="Seconds for accepted requests after SIGTERM.", rich_help_panel=MOST)]
+BodyTimeout = Annotated[
+    float,
+    typer.Option(min=1, callback=_finite, help="Seconds for a body to come, or an answer to go.", rich_help_panel=MOST),
+]
+Drain = Annotated[
+    float,
+    typer.Option(min=0, callback=_finite, help="Seconds for accepted requests after SIGTERM.", rich_help_panel=MOST),
+]
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +124,7 @@ def serve(
     max_body: MaxBody = "100MB",
     max_megapixels: MaxMegapixels = 50.0,
     max_requests: MaxRequests = 128,
-    queue: Queue = 64,
+    queue: Queue = None,
     body_timeout: BodyTimeout = 30.0,
     drain: Drain = 30.0,
 ) -> None:
@@ -99,7 +142,7 @@ def serve(
         body_bytes=bytes_from_text(max_body),
         pixels=round(max_megapixels * 1e6),
         requests=max_requests,
-        queue=queue,
+        queue=_queue(queue, max_requests),
         body_s=body_timeout,
         drain_s=drain,
     )
@@ -117,6 +160,18 @@ def serve(
     prepare(deblurrer)
     words = f"msan serves on {_address(host, bound.getsockname()[1])} ({deblurrer.backend.name}). Ctrl-C ends it"
     serve(build_service(deblurrer, limits, access), limits, bound, started=lambda: typer.echo(printable(words)))
+
+
+def _queue(queue: int | None, most_requests: int) -> int:
+    """How many of ``most_requests`` may wait."""
+    if queue is None:
+        return min(QUEUE, most_requests)
+    if queue > most_requests:
+        raise typer.BadParameter(
+            f"{queue} requests cannot wait where --max-requests lets {most_requests} in. Give fewer",
+            param_hint="'--queue'",
+        )
+    return queue
 
 
 def _access(host: str, token_file: Path | None, names: list[str], origins: list[str], *, open_metrics: bool) -> Access:

@@ -14,11 +14,15 @@ from msan_runtime.pictures.picture import FORMATS, SUFFIXES, EncodeOptions, File
 from msan_runtime.pictures.png import write_png
 from msan_runtime.pictures.quiet import quiet_pillow
 from msan_runtime.pictures.tiff import write_tiff
+from msan_runtime.pictures.webp import MAX_SIDE_PX as WEBP_SIDE_PX
 from msan_runtime.pictures.webp import write_webp
 
-__all__ = ["encode_picture", "write_picture"]
+__all__ = ["can_hold", "encode_picture", "write_picture"]
 
 AS_ITS_SOURCE = EncodeOptions()
+
+JPEG_SIDE_PX = 65_500
+"""The limit of libjpeg."""
 
 
 def write_picture(path: Path, picture: Picture, options: EncodeOptions = AS_ITS_SOURCE) -> None:
@@ -61,6 +65,17 @@ def encode_picture(
         raise
     except Exception as error:
         raise PictureError(f"cannot write {name}: {_reason(error)}") from error
+
+
+def can_hold(file_format: FileFormat, picture: Picture) -> bool:
+    """Whether a file of that format can hold the picture's bits, transparency and size."""
+    match file_format:
+        case "JPEG":
+            return picture.alpha is None and not picture.deep and max(picture.pixels.shape) <= JPEG_SIDE_PX
+        case "WEBP":
+            return not picture.deep and max(picture.pixels.shape) <= WEBP_SIDE_PX
+        case "PNG" | "TIFF":
+            return True
 
 
 def _encode(path: Path, file_format: FileFormat, picture: Picture, options: EncodeOptions) -> None:

@@ -1,4 +1,4 @@
-"""Which format an answer has: the ``Accept`` header's best, or the source's."""
+"""Which formats an answer may have: those of the ``Accept`` header, the source's before its equals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from msan_runtime.pictures.picture import FileFormat
 from msan_runtime.serve.problems import ProblemError
 
-__all__ = ["MEDIA_TYPES", "accepted_format"]
+__all__ = ["MEDIA_TYPES", "accepted_formats"]
 
 MEDIA_TYPES: dict[FileFormat, str] = {
     "JPEG": "image/jpeg",
@@ -17,20 +17,21 @@ MEDIA_TYPES: dict[FileFormat, str] = {
 }
 
 
-def accepted_format(accept: str | None, source: FileFormat) -> FileFormat:
-    """The format that ``accept`` likes best; of equals the source's, then the first of ``MEDIA_TYPES``.
+def accepted_formats(accept: str | None, source: FileFormat) -> list[FileFormat]:
+    """The formats that ``accept`` takes, best first; of equals the source's, then as in ``MEDIA_TYPES``.
 
     Raises:
         ProblemError: if it takes none of them.
     """
     ranges = list(_ranges(accept or "*/*"))
     order: list[FileFormat] = [source, *(each for each in MEDIA_TYPES if each != source)]
-    best = max(order, key=lambda each: _liking(MEDIA_TYPES[each], ranges))
-    if _liking(MEDIA_TYPES[best], ranges) == 0:
+    likings: dict[FileFormat, float] = {each: _liking(MEDIA_TYPES[each], ranges) for each in order}
+    taken: list[FileFormat] = [each for each in order if likings[each] > 0]
+    if not taken:
         raise ProblemError(
             "not-acceptable", f"Accept: {(accept or '')[:100]} holds none of {', '.join(MEDIA_TYPES.values())}"
         )
-    return best
+    return sorted(taken, key=lambda each: -likings[each])
 
 
 def _liking(media_type: str, ranges: list[tuple[str, float]]) -> float:

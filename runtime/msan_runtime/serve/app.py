@@ -11,14 +11,14 @@ from msan_runtime.serve.admission import Admission
 from msan_runtime.serve.asgi import App, Receive, Scope, Send
 from msan_runtime.serve.desk import Desk
 from msan_runtime.serve.endpoints import Endpoint, Endpoints, Handler
-from msan_runtime.serve.guard import AccessCheck, Observer, ProblemAnswers
+from msan_runtime.serve.guard import ENDPOINT, AccessCheck, Observer, ProblemAnswers
 from msan_runtime.serve.metrics import Metrics
 from msan_runtime.serve.options import Access, Limits
 from msan_runtime.serve.pages import page_handlers
 from msan_runtime.serve.problems import ProblemError
 
 if TYPE_CHECKING:
-    from starlette.routing import Router
+    from starlette.routing import Route
     from starlette.types import ASGIApp
 
 __all__ = ["Service", "build_service", "paths_of", "require_serve"]
@@ -61,11 +61,11 @@ def build_service(deblurrer: Deblurrer, limits: Limits, access: Access) -> Servi
     desk = Desk(deblurrer, limits, metrics)
     admission = Admission(limits, desk.refuse_full_queue)
     endpoints = Endpoints(deblurrer.bundle.manifest.name, desk, admission, metrics)
-    app: App = AccessCheck(_router(paths_of(endpoints), limits), access)
-    app = ProblemAnswers(app, admission)
+    routes = _routes(paths_of(endpoints), limits)
+    app: App = ProblemAnswers(AccessCheck(_Routed(routes), access), admission)
     if access.origins:
         app = _with_cors(app, access.origins)
-    return Service(app=Observer(app, metrics), admission=admission, desk=desk)
+    return Service(app=Observer(_Named(app, routes), metrics), admission=admission, desk=desk)
 
 
 def paths_of(endpoints: Endpoints) -> dict[tuple[str, str], Handler]:
@@ -88,25 +88,51 @@ def paths_of(endpoints: Endpoints) -> dict[tuple[str, str], Handler]:
     return paths | {("GET", path): handler for path, handler in page_handlers().items()}
 
 
-def _router(paths: dict[tuple[str, str], Handler], limits: Limits) -> App:
-    from starlette.routing import Route, Router
+def _routes(paths: dict[tuple[str, str], Handler], limits: Limits) -> list[Route]:
+    from starlette.routing import Route
 
-    routes = [
-        Route(path, cast("ASGIApp", Endpoint(path, handler, within_s=limits.body_s)), methods=[method])
+    return [
+        Route(path, cast("ASGIApp", Endpoint(handler, within_s=limits.body_s)), methods=[method])
         for (method, path), handler in paths.items()
     ]
-    return _Routed(Router(routes, redirect_slashes=False, default=cast("ASGIApp", _nothing_here)))
 
 
 class _Routed:
-    """Has Starlette's router raise what it would otherwise answer in plain text."""
+    """Starlette's router, which raises what it would otherwise answer in plain text."""
 
-    def __init__(self, router: Router) -> None:
-        self._router = router
+    def __init__(self, routes: list[Route]) -> None:
+        from starlette.routing import Router
+
+        self._router = Router(routes, redirect_slashes=False, default=cast("ASGIApp", _nothing_here))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["app"] = self
-        await self._router(scope, receive, send)
+        from starlette.exceptions import HTTPException
+
+        scope["app"] = self  # whereupon Starlette raises
+        try:
+            await self._router(scope, receive, send)
+        except HTTPException as error:  # of a method alone
+            allow = ", ".join(sorted(error.headers["Allow"].split(", "))) if error.headers else ""
+            raise ProblemError("method-not-allowed", f"this path knows {allow}: see /docs", allow=allow) from None
+
+
+class _Named:
+    """Notes which endpoint is asked, before anybody is refused there; ``/v2/…/`` is ``/v2/…``."""
+
+    def __init__(self, app: App, routes: list[Route]) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        from starlette.routing import Match
+
+        if scope["path"].startswith("/v2/"):
+            scope["path"] = scope["path"].rstrip("/")
+        for route in self._routes:
+            if route.matches(scope)[0] != Match.NONE:
+                scope[ENDPOINT] = route.path
+                break
+        await self._app(scope, receive, send)
 
 
 async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:

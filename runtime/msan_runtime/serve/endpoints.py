@@ -13,7 +13,7 @@ from msan_runtime.serve.admission import Admission, Ticket
 from msan_runtime.serve.asgi import Receive, Reply, Scope, Send, header, send_reply
 from msan_runtime.serve.body import parts_of_body, read_body
 from msan_runtime.serve.desk import Desk, Task
-from msan_runtime.serve.guard import ENDPOINT, REQUEST_ID
+from msan_runtime.serve.guard import REQUEST_ID
 from msan_runtime.serve.inference import HEADER_LENGTH, MODEL_VERSION, TensorTask, model_config, model_metadata
 from msan_runtime.serve.metrics import Metrics
 from msan_runtime.serve.multipart import boundary_of, picture_of_form
@@ -35,15 +35,13 @@ class Endpoint:
     What the handler enters into its stack, a ticket for example, is held until the answer has been taken.
     """
 
-    def __init__(self, name: str, handler: Handler, *, within_s: float = 30.0) -> None:
-        self._name = name
+    def __init__(self, handler: Handler, *, within_s: float = 30.0) -> None:
         self._handler = handler
         self._within_s = within_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         from starlette.requests import Request
 
-        scope[ENDPOINT] = self._name
         with ExitStack() as stack:
             reply = await self._handler(Request(scope, receive), stack)
             if not await send_reply(reply, send, within_s=self._within_s):
@@ -61,7 +59,7 @@ class Endpoints:
 
     async def deblur(self, request: Request, stack: ExitStack) -> Reply:
         """``POST /v1/deblur``."""
-        options = options_from_query(dict(request.query_params), request.headers.get("accept"))
+        options = options_from_query(request.query_params.multi_items(), request.headers.get("accept"))
         boundary = boundary_of(request.headers.get("content-type"))
         ticket = self._enter(request, stack)
         if boundary is None:

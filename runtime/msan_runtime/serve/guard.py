@@ -23,10 +23,8 @@ __all__ = ["ENDPOINT", "OPEN_PATHS", "REQUEST_ID", "AccessCheck", "Observer", "P
 ENDPOINT, REQUEST_ID, ERROR = "msan.endpoint", "msan.request_id", "msan.error"
 """Keys in the scope: the endpoint's name for the metrics, the request's number, and the kind of its problem."""
 
-OPEN_PATHS = frozenset(
-    {"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/page/style.css", "/page/script.js"}
-    | {"/v2/health/live", "/v2/health/ready"}
-)
+HEALTH_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
+OPEN_PATHS = HEALTH_PATHS | {"/", "/docs", "/openapi.json", "/page/style.css", "/page/script.js"}
 """Given without the token: they tell nothing but that the server is there."""
 
 SAFETY = (
@@ -123,8 +121,6 @@ class ProblemAnswers:
 def _problem_from(error: Exception, request_id: str) -> ProblemError:
     if isinstance(error, ProblemError):
         return error
-    if getattr(error, "status_code", None) == 405:  # Starlette's
-        return ProblemError("method-not-allowed", "the method is not one of those that this path knows: see /docs")
     if isinstance(error, (OutOfMemoryError, MemoryError)):
         return ProblemError("no-room", "there is too little memory for this picture now", 5)
     if isinstance(error, BundleError):
@@ -147,7 +143,9 @@ class AccessCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         host = header(scope, "host") or ""
-        self._check_host(host)
+        # Probes of balancers ask in HTTP/1.0, without a name. Browsers, whom the check is for, always send one.
+        if header(scope, "host") is not None or scope["path"] not in HEALTH_PATHS:
+            self._check_host(host)
         self._check_origin(header(scope, "origin"), host)
         if self._expected is not None and scope["path"] not in self._open:
             given = header(scope, "authorization") or ""

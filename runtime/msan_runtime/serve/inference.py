@@ -227,7 +227,8 @@ def _array_of(data: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         raise _malformed(f"data is no array: {str(error)[:100]}") from error
     if values.dtype.kind not in ("iuf" if dtype.kind == "f" else "iu"):
         raise _malformed(f"data holds values that are no {dtype}")
-    if dtype.kind == "u" and values.size and not 0 <= values.min() <= values.max() <= np.iinfo(dtype).max:
+    least, most = (0, np.iinfo(dtype).max) if dtype.kind == "u" else (np.finfo(dtype).min, np.finfo(dtype).max)
+    if values.size and not least <= values.min() <= values.max() <= most:  # so that NaN is refused, too
         raise _malformed(f"data holds values beyond {dtype}: from {values.min()} to {values.max()}")
     return values.astype(dtype)
 

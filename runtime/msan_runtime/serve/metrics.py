@@ -14,6 +14,9 @@ __all__ = ["Metrics"]
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 TOGETHER = (1, 2, 4, 8, 16)
 
+COMPUTED = {"openvino-bf16": "bf16"}
+"""Backends that compute in another precision than their graph's."""
+
 
 class Metrics:
     """Counters of one server, in a registry of their own. May be told from any thread."""
@@ -49,7 +52,7 @@ class Metrics:
                 "backend": deblurrer.backend.name,
                 "device": deblurrer.backend.device,
                 "bundle": deblurrer.bundle.manifest.name,
-                "precision": deblurrer.backend.precision,
+                "precision": COMPUTED.get(deblurrer.backend.name, deblurrer.backend.precision),
                 "version": version("msan"),
             }
         )

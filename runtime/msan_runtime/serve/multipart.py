@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from email.message import Message
 from typing import TYPE_CHECKING
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["boundary_of", "picture_of_form"]
 
-MOST_PARTS = 32
+FILE_NAME = re.compile(rb";\s*filename\*?\s*=", re.IGNORECASE)
+FIELD_NAME = re.compile(rb';\s*name\s*=\s*"?([^";]*)', re.IGNORECASE)
 
 
 def boundary_of(content_type: str | None) -> bytes | None:
@@ -26,17 +28,20 @@ def boundary_of(content_type: str | None) -> bytes | None:
     message["content-type"] = content_type or ""
     if message.get_content_type() != "multipart/form-data":
         return None
-    boundary = message.get_param("boundary")
+    try:
+        boundary = message.get_param("boundary")
+    except (TypeError, ValueError):  # the email package trips over some parameters in parts (RFC 2231)
+        boundary = None
     if not isinstance(boundary, str) or not boundary.isascii() or not 0 < len(boundary) <= 70:
         raise ProblemError("malformed", "the form has no boundary in its Content-Type: let the client library set it")
     return boundary.encode()
 
 
 async def picture_of_form(parts: AsyncIterator[bytes], boundary: bytes) -> bytes:
-    """The content of the form's one file; its other fields are passed over.
+    """The content of the form's one file.
 
     Raises:
-        ProblemError: if the form is damaged, or has no file or several.
+        ProblemError: if the form is damaged, has no file or several, or another field.
     """
     from python_multipart.exceptions import FormParserError
 
@@ -49,20 +54,19 @@ async def picture_of_form(parts: AsyncIterator[bytes], boundary: bytes) -> bytes
             raise ProblemError("malformed", f"the form is damaged: {str(error)[:200]}") from error
     if not fields.ended:
         raise ProblemError("malformed", "the form is cut short: its last boundary is missing")
-    if fields.files != 1:
-        raise ProblemError("bad-option", f"the form must hold one file, not {fields.files}. Send one picture a request")
+    if fields.files == 0:
+        raise ProblemError("bad-option", "the form must hold one file, not 0. Send one picture a request")
     return bytes(fields.content)
 
 
 class _Fields:
-    """Takes what the parser finds; holds the content of files alone."""
+    """Takes what the parser finds; holds the content of the one file."""
 
     def __init__(self) -> None:
         self.files = 0
         self.ended = False
         self.content = bytearray()
-        self._parts = 0
-        self._is_file = False
+        self._disposition = b""
         self._name = bytearray()
         self._value = bytearray()
 
@@ -77,27 +81,35 @@ class _Fields:
                 "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),
                 "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
                 "on_header_end": self._end_header,
+                "on_headers_finished": self._end_headers,
                 "on_part_data": self._take,
                 "on_end": self._end,
             },
         )
 
     def _begin(self) -> None:
-        self._parts += 1
-        self._is_file = False
-        if self._parts > MOST_PARTS:
-            raise ProblemError("malformed", f"the form has more than {MOST_PARTS} fields")
+        self._disposition = b""
 
     def _end_header(self) -> None:
-        if bytes(self._name).lower() == b"content-disposition" and b"filename" in self._value.lower():
-            self._is_file = True
-            self.files += 1
+        if bytes(self._name).lower() == b"content-disposition":
+            self._disposition = bytes(self._value)
         self._name.clear()
         self._value.clear()
 
+    def _end_headers(self) -> None:
+        if FILE_NAME.search(self._disposition) is None:
+            found = FIELD_NAME.search(self._disposition)
+            name = "" if found is None else found[1][:40].decode("utf-8", errors="replace")
+            raise ProblemError(
+                "bad-option",
+                f"the form has a field {name!r} that is no file: options go in the query, like ?quality=70",
+            )
+        if self.files == 1:
+            raise ProblemError("bad-option", "the form must hold one file, not 2 or more. Send one picture a request")
+        self.files = 1
+
     def _take(self, data: bytes, start: int, end: int) -> None:
-        if self._is_file and self.files == 1:
-            self.content.extend(memoryview(data)[start:end])
+        self.content.extend(memoryview(data)[start:end])
 
     def _end(self) -> None:
         self.ended = True

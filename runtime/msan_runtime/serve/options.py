@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
+import math
+import re
 from dataclasses import dataclass
 
 from msan_runtime.errors import MsanError
 
 __all__ = ["Access", "Limits", "ServeError", "hosts_for", "is_loopback"]
+
+
+HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]")
+"""A name as the ``Host`` header has it, without a port."""
 
 
 class ServeError(MsanError):
@@ -27,7 +33,7 @@ class Limits:
         drain_s: how long accepted requests may go on after SIGTERM.
 
     Raises:
-        ServeError: if one of them is under 1.
+        ServeError: if one of them is under 1 (``drain_s``: under 0), or no finite number.
     """
 
     body_bytes: int = 100_000_000
@@ -38,9 +44,10 @@ class Limits:
     drain_s: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("body_bytes", "pixels", "requests", "queue", "body_s"):
-            if getattr(self, name) < 1:
-                raise ServeError(f"the limit {name} must be 1 or more, not {getattr(self, name)}")
+        for name, least in {"body_bytes": 1, "pixels": 1, "requests": 1, "queue": 1, "body_s": 1, "drain_s": 0}.items():
+            value: float = getattr(self, name)
+            if not (math.isfinite(value) and value >= least):
+                raise ServeError(f"the limit {name} must be a number of {least} or more, not {value}")
 
     @property
     def held_bytes(self) -> int:
@@ -91,7 +98,13 @@ def hosts_for(address: str, named: frozenset[str]) -> frozenset[str] | None:
 
     On loopback only its own names and ``named``: a page elsewhere whose name was pointed at this machine (DNS
     rebinding) is refused. On other addresses those ``named``, or any if none is.
+
+    Raises:
+        ServeError: for a name that no ``Host`` header can have.
     """
+    for name in sorted(named):
+        if HOST.fullmatch(name) is None:
+            raise ServeError(f"{name!r} is no host's name. Write it like deblur.example.org, without scheme and port")
     if is_loopback(address):
         return named | {"localhost", "127.0.0.1", "[::1]", _in_header(address)}
     return named | {_in_header(address)} if named else None

@@ -5,23 +5,23 @@ from __future__ import annotations
 import dataclasses
 import errno
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from msan_runtime.contract import PictureArray
 from msan_runtime.errors import MissingExtraError, PictureError, UnknownFormatError
-from msan_runtime.naming import FORMAT_SUFFIXES
 from msan_runtime.pictures.metadata import Header
-from msan_runtime.pictures.picture import FORMATS, EncodeOptions, FileFormat, Picture
+from msan_runtime.pictures.picture import FORMATS, SUFFIXES, EncodeOptions, FileFormat, Picture
 from msan_runtime.pictures.reading import decode_picture, read_header
-from msan_runtime.pictures.writing import encode_picture
-from msan_runtime.serve.accept import MEDIA_TYPES, accepted_format
+from msan_runtime.pictures.writing import can_hold, encode_picture
+from msan_runtime.serve.accept import MEDIA_TYPES, accepted_formats
 from msan_runtime.serve.asgi import Reply
 from msan_runtime.serve.desk import Task
 from msan_runtime.serve.problems import ProblemError
 
 __all__ = ["PictureOptions", "PictureTask", "options_from_query"]
 
+OPTIONS = ("format", "quality")
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
@@ -31,7 +31,7 @@ class PictureOptions:
 
     Attributes:
         accept: the ``Accept`` header.
-        picture_format: in place of what ``accept`` says.
+        picture_format: in place of those that ``accept`` takes.
         quality: 1 to 100, of JPEG and WebP; the source's if left out.
     """
 
@@ -40,27 +40,37 @@ class PictureOptions:
     quality: int | None = None
 
 
-def options_from_query(query: Mapping[str, str], accept: str | None) -> PictureOptions:
-    """The options that a query and an ``Accept`` header ask for.
+def options_from_query(query: Iterable[tuple[str, str]], accept: str | None) -> PictureOptions:
+    """The options that a query, as names and values, and an ``Accept`` header ask for.
 
     Raises:
-        ProblemError: for an unknown option or value.
+        ProblemError: for an unknown option or value, or an option given twice.
     """
-    unknown = sorted(set(query) - {"format", "quality"})
-    if unknown:
-        raise ProblemError("bad-option", f"no option {unknown[0][:40]!r}. There are: format, quality")
-    name, quality = query.get("format"), query.get("quality")
-    if name is not None and name not in FORMAT_SUFFIXES:
-        raise ProblemError("bad-option", f"no format {name[:40]!r}. There are: {', '.join(FORMAT_SUFFIXES)}")
-    if quality is not None and not (quality.isascii() and quality.isdigit() and 1 <= int(quality[:9]) <= 100):
-        raise ProblemError("bad-option", f"quality must be a whole number from 1 to 100, not {quality[:40]!r}")
-    if name is None:
-        accepted_format(accept, "PNG")  # what no picture could be answered with is refused before one is sent
-    return PictureOptions(
-        accept=accept,
-        picture_format=None if name is None else FORMATS[FORMAT_SUFFIXES[name]],
-        quality=None if quality is None else int(quality),
-    )
+    given: dict[str, str] = {}
+    for name, value in query:
+        if name not in OPTIONS:
+            raise ProblemError("bad-option", f"no option {name[:40]!r}. There are: {', '.join(OPTIONS)}")
+        if name in given:
+            raise ProblemError("bad-option", f"the option {name} is given twice: give it once")
+        given[name] = value
+    picture_format = _format_of(given.get("format"))
+    if picture_format is None:
+        accepted_formats(accept, "PNG")  # what no picture could be answered with is refused before one is sent
+    return PictureOptions(accept=accept, picture_format=picture_format, quality=_quality_of(given.get("quality")))
+
+
+def _format_of(name: str | None) -> FileFormat | None:
+    found = None if name is None else FORMATS.get(f".{name.lower()}")
+    if name is not None and found is None:
+        known = ", ".join(suffix[1:] for suffix in sorted(SUFFIXES))
+        raise ProblemError("bad-option", f"no format {name[:40]!r}. There are: {known}")
+    return found
+
+
+def _quality_of(text: str | None) -> int | None:
+    if text is not None and not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= 100):
+        raise ProblemError("bad-option", f"quality must be a whole number from 1 to 100, not {text[:40]!r}")
+    return None if text is None else int(text)
 
 
 class PictureTask(Task):
@@ -79,7 +89,7 @@ class PictureTask(Task):
         if size_px > self._most_pixels:
             raise ProblemError(
                 "picture-too-large",
-                f"the picture has {size_px / 1e6:,.1f} megapixels ({header.height}×{header.width} px), "
+                f"the picture has {size_px / 1e6:,.1f} megapixels ({header.width}×{header.height} px, width × height), "
                 f"the limit of this server is {self._most_pixels / 1e6:g}",
             )
         return size_px * (2 if header.bits > 8 else 1)
@@ -100,7 +110,7 @@ class PictureTask(Task):
         if picture is None or picture.coding is None:
             raise RuntimeError("a picture is encoded before it was decoded")
         options = self._options
-        file_format = options.picture_format or accepted_format(options.accept, picture.coding.format)
+        file_format = options.picture_format or _best_format(picture, picture.coding.format, options.accept)
         encode = EncodeOptions(jpeg_quality=options.quality, webp_quality=options.quality)
         try:
             body = encode_picture(dataclasses.replace(picture, pixels=sharp[0]), file_format, encode, name="the result")
@@ -115,6 +125,13 @@ class PictureTask(Task):
             raise ProblemError("unsupported-format", str(error)) from error
         except PictureError as error:
             raise _problem_from(error) from error
+
+
+def _best_format(picture: Picture, source: FileFormat, accept: str | None) -> FileFormat:
+    """The first accepted format that can hold the picture; if none can, the first, whose writer says why not."""
+    formats = accepted_formats(accept, source)
+    fitting: list[FileFormat] = [each for each in formats if can_hold(each, picture)]
+    return (fitting or formats)[0]
 
 
 def _problem_from(error: PictureError) -> ProblemError:

@@ -69,11 +69,13 @@ class ProblemError(Exception):
         kind: one of ``PROBLEMS``.
         detail: what is wrong, the value seen, and what to do.
         retry_after_s: when to ask again, where that helps.
+        allow: the methods that the path knows, where it was asked by another.
     """
 
     kind: ProblemKind
     detail: str
     retry_after_s: int | None = None
+    allow: str | None = None
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.detail}"
@@ -93,6 +95,8 @@ def problem_reply(problem: ProblemError, request_id: str) -> Reply:
     headers: dict[str, str] = {}
     if problem.retry_after_s is not None:
         headers["retry-after"] = str(problem.retry_after_s)
+    if problem.allow is not None:
+        headers["allow"] = problem.allow
     if problem.kind == "unauthorized":
         headers["www-authenticate"] = 'Bearer realm="msan"'
     content = json.dumps(body).encode()

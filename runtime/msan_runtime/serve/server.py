@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, cast
 
@@ -31,6 +32,10 @@ STOP_S = 5.0
 """How long requests that were told to end may take for that."""
 
 POLL_S = 0.05
+
+CLIENTS_WORDS = ("python_multipart", "tifffile", "PIL", "msan_runtime.pictures.notes")
+"""Loggers that tell of what clients send, without the request's number: what matters of it stands in the answer."""
+
 HEAD_BYTES = 32 * 1024
 
 logger = logging.getLogger(__name__)
@@ -47,8 +52,14 @@ def bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+    except UnicodeError as error:  # of the encoding of names
+        raise ServeError(
+            f"cannot listen on {host}, port {port}: that is no host's name. Choose another --host"
+        ) from error
     except OSError as error:
-        raise ServeError(f"cannot listen on {host}, port {port}: {error.strerror}. Choose another --port") from error
+        wrong_host = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+        other = "host" if wrong_host else "port"
+        raise ServeError(f"cannot listen on {host}, port {port}: {error.strerror}. Choose another --{other}") from error
     return bound
 
 
@@ -73,9 +84,24 @@ def serve(service: Service, limits: Limits, bound: socket.socket, *, started: Ca
         started: called when requests are taken.
     """
     try:
-        asyncio.run(_serve(service, limits, bound, started))
+        with _silenced(CLIENTS_WORDS):
+            asyncio.run(_serve(service, limits, bound, started))
     finally:
         service.desk.close()
+
+
+@contextlib.contextmanager
+def _silenced(names: Sequence[str]) -> Generator[None]:
+    """Loggers, and those under them, that say nothing until the block ends."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
 
 
 async def _serve(service: Service, limits: Limits, bound: socket.socket, started: Callable[[], None]) -> None:

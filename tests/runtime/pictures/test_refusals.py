@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,6 +21,8 @@ from PIL import Image
 from msan_runtime.contract import PictureArray
 from msan_runtime.errors import PictureError
 from msan_runtime.image import read_picture, write_picture
+from msan_runtime.pictures.picture import FileFormat, Picture
+from msan_runtime.pictures.writing import can_hold, encode_picture
 
 Sample = Callable[[str], Image.Image]
 Noise = Callable[..., PictureArray]
@@ -187,6 +189,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from PIL import Image
 from msan_runtime.image import read_picture, write_picture
+from msan_runtime.pictures.picture import FileFormat, Picture
+from msan_runtime.pictures.writing import can_hold, encode_picture
 
 Image.MAX_IMAGE_PIXELS = 900
 before = list(warnings.filters)
@@ -250,3 +254,26 @@ def test_a_jpeg_cut_anywhere_in_its_headers_is_said_to_be_cut_short(tmp_path: Pa
         (tmp_path / "b.jpg").write_bytes(data[:size_bytes])
         with pytest.raises(PictureError, match=r"b\.jpg cannot be decoded: it.* cut short$"):
             read_picture(tmp_path / "b.jpg")
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        Picture(pixels=np.zeros((4, 4, 3), np.uint8)),
+        Picture(pixels=np.zeros((4, 4, 3), np.uint8), alpha=np.full((4, 4), 9, np.uint8)),
+        Picture(pixels=np.zeros((4, 4, 3), np.uint16)),
+        Picture(pixels=np.zeros((1, 16_383, 3), np.uint8)),
+        Picture(pixels=np.zeros((16_384, 1, 3), np.uint8)),
+        Picture(pixels=np.zeros((1, 65_500, 3), np.uint8)),
+        Picture(pixels=np.zeros((1, 65_501, 3), np.uint8)),
+    ],
+    ids=["plain", "alpha", "deep", "wide", "wider", "widest", "beyond"],
+)
+@pytest.mark.parametrize("file_format", get_args(FileFormat))
+def test_what_a_format_can_hold_is_what_its_writer_takes(file_format: FileFormat, picture: Picture) -> None:
+    try:
+        encode_picture(picture, file_format, name="the result")
+    except PictureError:
+        assert not can_hold(file_format, picture)
+    else:
+        assert can_hold(file_format, picture)

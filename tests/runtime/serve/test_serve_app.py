@@ -14,8 +14,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.runtime.serve.conftest import Answer, Client, pixels_of, png
 
+from msan_runtime.backends.base import TileLimits
 from msan_runtime.contract import PictureArray
+from msan_runtime.deblur import Deblurrer
 from msan_runtime.errors import BackendError, OutOfMemoryError
+from msan_runtime.serve.metrics import Metrics
 from msan_runtime.serve.options import Access, Limits
 
 MakeClient = Callable[..., Client]
@@ -85,11 +88,24 @@ def test_options_choose_the_format(make_client: MakeClient, noise: Noise) -> Non
         ("", "image/webp", "image/webp"),
         ("?format=tif", "image/webp", "image/tiff"),
         ("?format=jpg&quality=50", "text/html", "image/jpeg"),
+        ("?format=JPEG", "image/webp", "image/jpeg"),
+        ("?format=tiff", "image/webp", "image/tiff"),
     ):
         answer = asked(client, "POST", f"/v1/deblur{query}", body, headers={"accept": accept})
         assert answer.headers["content-type"] == expected
     sizes = [len(asked(client, "POST", f"/v1/deblur?format=jpg&quality={q}", body).body) for q in (20, 95)]
     assert sizes[0] < sizes[1]
+
+
+def test_the_best_format_that_holds_the_picture_is_taken(make_client: MakeClient) -> None:
+    client, body = make_client(), alpha_png()
+    for accept, expected in (
+        ("image/jpeg, image/png;q=0.5", "image/png"),
+        ("image/jpeg, image/webp;q=0.6, image/png;q=0.5", "image/webp"),
+        ("image/jpeg, */*;q=0.1", "image/png"),
+    ):
+        answer = asked(client, "POST", "/v1/deblur", body, headers={"accept": accept})
+        assert (answer.status, answer.headers["content-type"]) == (200, expected)
 
 
 def alpha_png() -> bytes:
@@ -112,6 +128,8 @@ def alpha_png() -> bytes:
         ("?quality=0", alpha_png(), {}, 422, "bad-option"),
         ("?quality=9999999999999999999999", alpha_png(), {}, 422, "bad-option"),
         ("?format=bmp", alpha_png(), {}, 422, "bad-option"),
+        ("?format=png&format=jpg", alpha_png(), {}, 422, "bad-option"),
+        ("?quality=7&quality=7", alpha_png(), {}, 422, "bad-option"),
         ("?tile=4", alpha_png(), {}, 422, "bad-option"),
         ("", b"x", {"content-type": "multipart/form-data"}, 400, "malformed"),
     ],
@@ -130,7 +148,14 @@ def test_unknown_paths_and_methods(make_client: MakeClient) -> None:
     assert asked(client, "GET", "/nothing").kind == "not-found"
     assert asked(client, "GET", "/healthz/").kind == "not-found"
     assert asked(client, "GET", "/page/../server.py").kind == "not-found"
-    assert asked(client, "PUT", "/v1/deblur").kind == "method-not-allowed"
+    assert asked(client, "GET", "/v2/").body == asked(client, "GET", "/v2").body
+    for method, path, allow in (
+        ("PUT", "/v1/deblur", "POST"),
+        ("DELETE", "/healthz", "GET, HEAD"),
+        ("PUT", "/v2/models/tiny/infer", "POST"),
+    ):
+        answer = asked(client, method, path)
+        assert (answer.kind, answer.headers["allow"]) == ("method-not-allowed", allow)
     assert asked(client, "GET", f"/v1/requests/{ID}").kind == "not-found"
     assert asked(client, "GET", "/v2/models/other").kind == "not-found"
     assert asked(client, "GET", "/v2/models/tiny/versions/2").kind == "not-found"
@@ -330,6 +355,31 @@ def test_paths_that_nobody_foresaw_make_no_new_figures(make_client: MakeClient) 
     for number in range(20):
         asked(client, "GET", f"/{number}")
     assert {key[0] for key in figures(client, "msan_requests_total")} <= {"other", "/metrics"}
+
+
+@pytest.mark.parametrize(("backend", "precision"), [("openvino-bf16", "bf16"), ("openvino", "fp32")])
+def test_the_precision_told_is_that_of_the_arithmetic(
+    make_deblurrer: Callable[..., Deblurrer], backend: str, precision: str
+) -> None:
+    deblurrer = make_deblurrer(lambda tiles: tiles, TileLimits(area_px=4096))
+    deblurrer.backend.name, deblurrer.backend.precision = backend, "fp32"
+    assert f'precision="{precision}"' in Metrics(deblurrer).text()[0].decode()
+
+
+def test_refusals_are_counted_where_they_were_asked(make_client: MakeClient) -> None:
+    access = Access(token=TOKEN, open_metrics=True, origins=frozenset({"https://friend.example"}))
+    client = make_client(access=access)
+    asked(client, "POST", "/v1/deblur", b"x")
+    asked(client, "GET", "/nothing")
+    asked(client, "PUT", "/v1/deblur", headers={"authorization": f"Bearer {TOKEN}"})
+    asked(client, "GET", f"/v1/requests/{ID}", headers={"authorization": f"Bearer {TOKEN}"})
+    counts = figures(client, "msan_requests_total")
+    assert counts == {
+        ("/v1/deblur", "401"): 1,
+        ("other", "401"): 1,
+        ("/v1/deblur", "405"): 1,
+        ("/v1/requests/{id}", "404"): 1,
+    }
 
 
 def test_more_than_8_bits_without_a_graph_for_them(make_client: MakeClient) -> None:

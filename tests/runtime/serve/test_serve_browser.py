@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -109,6 +110,9 @@ def test_a_picture_goes_in_and_comes_out_as_from_the_command_line(launch: Launch
         page.keyboard.press("ArrowLeft")
     assert split_of(page) == 45
     assert slider.get_attribute("aria-valuetext") == "45 % before, 55 % after"
+    page.keyboard.press("ArrowRight")
+    assert slider.get_attribute("aria-valuetext") == "46 % before, 54 % after"
+    page.keyboard.press("ArrowLeft")
     box = page.locator(".stage").bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 50)
@@ -161,31 +165,77 @@ def test_options_are_sent(served: Served, show: Show, noise: Noise, tmp_path: Pa
     page.locator("#files").set_input_files(tmp_path / "a.png")
     done(page)
     assert page.get_by_role("link", name="Download a-deblurred.webp").is_visible()
-    page.get_by_label("Quality of JPEG and WebP").fill("500")
+    assert re.fullmatch(r"Done, [1-9] KB", page.locator("li .state").inner_text())
+
+
+def test_a_quality_that_cannot_be_is_stopped_in_its_field(
+    served: Served, show: Show, noise: Noise, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(png(noise(30, 40, 3)))
+    page = show(served)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    quality = page.get_by_label("Quality of JPEG and WebP")
+    quality.fill("500")
     page.locator("#files").set_input_files(tmp_path / "a.png")
-    until(page, "document.querySelectorAll('li.failed').length === 1")
-    assert "from 1 to 100, not '500'" in page.locator("li.failed .state").inner_text()
+    assert page.locator("li .state").inner_text() == "Waiting for a quality from 1 to 100"
+    assert page.get_by_text("Quality is a whole number from 1 to 100").first.is_visible()
+    assert page.locator("#announcer").inner_text() == "Quality is a whole number from 1 to 100"
+    assert page.evaluate("document.activeElement.id") == "quality"
+    assert quality.get_attribute("aria-invalid") == "true"
+    assert min(page.evaluate(CONTRASTS).values()) >= 4.5
+    assert not [url for url in asked if "/v1/" in url]
+    quality.fill("50")
+    page.keyboard.press("Tab")
+    done(page)
+    assert not page.locator("#quality-error").is_visible()
+
+
+def test_an_empty_file_is_told_and_holds_nothing_up(served: Served, show: Show, noise: Noise, tmp_path: Path) -> None:
+    names = ["0.png", "1.png", "2.png", "3.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"" if name in ("0.png", "2.png") else png(noise(30, 40, 3)))
+    page = show(served)
+    page.locator("#files").set_input_files([tmp_path / name for name in names])
+    done(page, 2)
+    assert page.locator("li.failed .state").all_inner_texts() == ["The file is empty."] * 2
 
 
 def test_what_a_browser_cannot_show_can_be_downloaded(served: Served, show: Show, noise: Noise, tmp_path: Path) -> None:
     Image.fromarray(noise(20, 30, 3)).save(tmp_path / "a.tif")
     page = show(served)
     page.locator("#files").set_input_files(tmp_path / "a.tif")
-    until(page, "document.querySelector('li .state')?.textContent.includes('cannot show it')")
+    until(page, "document.querySelector('li .note')?.textContent.includes('does not show TIFF')")
+    assert page.locator("li .actions .note").is_visible()
+    assert "does not show TIFF" in page.locator("#announcer").inner_text()
+    assert min(page.evaluate(CONTRASTS).values()) >= 4.5
     assert page.get_by_role("link", name="Download a-deblurred.tif").is_visible()
 
 
-def test_a_token_is_asked_for_and_used(launch: Launch, show: Show, noise: Noise, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_token_is_asked_for_and_used(launch: Launch, show: Show, noise: Noise, tmp_path: Path, scheme: str) -> None:
     (tmp_path / "a.png").write_bytes(png(noise(30, 40, 3)))
-    page = show(launch(environment={"MSAN_SERVE_TOKEN": "0123456789abcdef0123"}))
+    page = show(launch(environment={"MSAN_SERVE_TOKEN": "0123456789abcdef0123"}), scheme=scheme)
     page.locator("#files").set_input_files(tmp_path / "a.png")
-    page.get_by_label("This server asks for a token").wait_for()
-    page.keyboard.type("wrong, but long enough")
-    page.keyboard.press("Enter")
-    until(page, "!document.getElementById('token-form').hidden")
-    page.get_by_label("This server asks for a token").fill("0123456789abcdef0123")
+    field = page.get_by_label("This server asks for a token")
+    field.wait_for()
+    until(page, "document.activeElement.id === 'token'")
+    assert page.locator("#announcer").inner_text() == "This server asks for a token"
+    assert not page.locator("#token-error").is_visible()
+    for wrong in ("wrong, but long enough", "wrong-but-long-enough", "wrong-but-long-enough"):
+        page.keyboard.type(wrong)
+        page.evaluate("document.getElementById('announcer').textContent = ''")
+        page.keyboard.press("Enter")
+        until(page, "document.getElementById('announcer').textContent === 'The token was not accepted'")
+        assert page.locator("#token-error").inner_text() == "The token was not accepted"
+        assert page.evaluate("document.activeElement.id") == "token"
+        assert field.get_attribute("aria-invalid") == "true"
+        assert min(page.evaluate(CONTRASTS).values()) >= 4.5
+    page.keyboard.type("0123456789abcdef0123")
     page.keyboard.press("Enter")
     done(page)
+    assert not page.locator("#token-form").is_visible()
+    assert page.evaluate("document.activeElement.className") == "remove"
 
 
 def test_a_server_that_is_gone_is_told(launch: Launch, show: Show, noise: Noise, tmp_path: Path) -> None:

@@ -57,20 +57,35 @@ def test_without_the_extra_it_is_named() -> None:
 def test_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert f"cannot listen on 127.0.0.1, port {port}: " in refused("--port", port)
+        told = refused("--port", port)
+    assert f"cannot listen on 127.0.0.1, port {port}: " in told
+    assert "Choose another --port" in told
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("--bundle", "nowhere"), "no bundle at nowhere"),
-        (("--max-body", "much"), "no amount of memory"),
+        (("--max-body", "much"), "Invalid value for '--max-body': 'much' is no amount of memory"),
+        (("--memory", "much"), "Invalid value for '--memory': 'much' is no amount of memory"),
+        (("--tile", "much"), "Invalid value for '--tile': 'much' is no size"),
+        (("--max-requests", "2", "--queue", "3"), "Invalid value for '--queue': 3 requests cannot wait where"),
+        (("--allow-host", "http://x"), "'http://x' is no host's name"),
+        (("--allow-host", "x:80"), "'x:80' is no host's name"),
         (("--allow-origin", "*"), "'*' is no origin"),
-        (("--host", "256.256.256.256"), "cannot listen on 256.256.256.256"),
+        (("--host", "256.256.256.256"), "Choose another --host"),
+        (("--host", "a..b"), "Choose another --host"),
+        (("--host", "192.0.2.1"), "Choose another --host"),
     ],
 )
 def test_what_cannot_be_served(arguments: tuple[str, ...], words: str) -> None:
     assert words in refused("--port", "0", *arguments)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("option", ["--max-megapixels", "--body-timeout", "--drain"])
+def test_times_and_sizes_are_finite(option: str, value: str) -> None:
+    assert f"Invalid value for '{option}': {value} is" in refused("--port", "0", option, value)
 
 
 def test_a_short_token(tmp_path: Path) -> None:

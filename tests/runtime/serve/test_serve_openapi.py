@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.runtime.serve.conftest import Client
 
+from msan_runtime.pictures.picture import SUFFIXES
 from msan_runtime.serve.app import paths_of
 from msan_runtime.serve.pages import openapi_document
 
@@ -37,6 +38,12 @@ def test_every_path_is_described() -> None:
         named = set(re.findall(r"{(\w+)}", path))
         for one in each.values():
             assert {p["name"] for p in one.get("parameters", ()) if p["in"] == "path"} == named
+
+
+def test_the_formats_described_are_those_taken() -> None:
+    parameters = openapi_document()["paths"]["/v1/deblur"]["post"]["parameters"]
+    described = next(each["schema"]["enum"] for each in parameters if each["name"] == "format")
+    assert sorted(described) == sorted(suffix[1:] for suffix in SUFFIXES)
 
 
 def test_references_lead_somewhere() -> None:

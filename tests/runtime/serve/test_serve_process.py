@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageCms
 from tests.runtime.serve.conftest import Launch, Served, pixels_of, png
 
@@ -78,6 +79,9 @@ def test_results_are_those_of_the_command_line_to_the_byte(
         assert answer.content == expected, source.name
         form = httpx.post(f"{served.url}/v1/deblur", files={"picture": (source.name, source.read_bytes())})
         assert form.content == expected
+    deep = (tmp_path / "in" / "e.png").read_bytes()
+    for accept, status in (("image/jpeg, image/webp, image/png;q=0.5", 200), ("image/jpeg, image/webp", 422)):
+        assert post(served, deep, accept=accept).status_code == status
     kept = read_picture(tmp_path / "out" / "a.jpg")
     assert kept.exif is not None
     assert b"Camera" in kept.exif
@@ -139,7 +143,54 @@ def test_a_bomb_is_refused_before_it_is_decoded(served: Served) -> None:
     head = b"IHDR" + struct.pack(">II", 60_000, 40_000) + small[24:29]
     answer = post(served, small[:12] + head + struct.pack(">I", zlib.crc32(head)) + small[33:])
     assert answer.status_code == 413
-    assert "2,400.0 megapixels (40000×60000 px)" in answer.json()["detail"]
+    assert "2,400.0 megapixels (60000×40000 px, width × height)" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/healthz", 200), ("/readyz", 200), ("/v2/health/ready", 200), ("/metrics", 421)]
+)
+def test_probes_ask_without_a_name(served: Served, path: str, status: int) -> None:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+        connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        assert read_all(connection).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"Content-Length: x\r\n\r\n",
+        b"X: " + b"x" * 1_000_000 + b"\r\n\r\n",
+    ],
+    ids=["chunks", "length", "headers"],
+)
+def test_what_is_not_http_gets_a_plain_400(served: Served, rest: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+        connection.sendall(b"POST /v1/deblur HTTP/1.1\r\nHost: localhost\r\n" + rest)
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"text/plain" in answer
+
+
+def test_nothing_that_clients_send_is_written_to_the_log(launch: Launch, noise: Noise) -> None:
+    server = launch()
+    body = b'--b\r\nContent-Disposition: form-data; name="p"; filename="a"\r\n\r\nx\r\n--bogus'
+    statuses = [
+        post(server, body[start:], **{"content-type": "multipart/form-data; boundary=b"}).status_code
+        for start in (0, 5)
+    ]
+    photo = io.BytesIO()
+    Image.fromarray(noise(8, 8, 3)).save(photo, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\xff")
+    deep = io.BytesIO()
+    tifffile.imwrite(deep, np.zeros((8, 8, 3), np.uint16), photometric="rgb")
+    broken = deep.getvalue().replace(struct.pack("<HHI", 282, 5, 1), struct.pack("<HHI", 282, 5, 0x7FFFFFFF))
+    assert broken != deep.getvalue()
+    statuses += [post(server, photo.getvalue()).status_code, post(server, broken).status_code]
+    tensor = {"name": "blurred", "datatype": "FP32", "shape": [1, 1, 1, 3], "data": [1e300, 0, 0]}
+    statuses.append(httpx.post(f"{server.url}/v2/models/tiny/infer", json={"inputs": [tensor]}).status_code)
+    assert server.stop() == 0
+    assert statuses == [400, 400, 200, 200, 400]
+    assert server.errors.read_text() == ""
 
 
 def test_slow_and_silent_connections_are_closed(launch: Launch) -> None:

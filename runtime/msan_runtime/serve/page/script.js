@@ -10,6 +10,7 @@ const cards = [];
 let token = "";
 
 const say = (text) => { place("announcer").textContent = text; };
+const sizeText = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} KB` : `${(bytes / 1e6).toFixed(2)} MB`);
 const headers = () => (token ? { Authorization: `Bearer ${token}` } : {});
 
 // crypto.randomUUID is missing on pages that came without TLS from another machine.
@@ -27,7 +28,10 @@ class Card {
     this.find(".window").setAttribute("aria-label", `${file.name}; scrolls when enlarged`);
     this.find(".remove").setAttribute("aria-label", `Stop ${file.name}`);
     this.find(".remove").addEventListener("click", () => this.remove());
-    this.find(".again").addEventListener("click", () => this.queue());
+    this.find(".again").addEventListener("click", () => {
+      this.queue();
+      tellQuality();
+    });
     this.queue();
   }
 
@@ -46,8 +50,10 @@ class Card {
   }
 
   run() {
+    if (this.file.size === 0) { this.fail("The file is empty."); return; }
     this.stage = "running";
     this.id = newId();
+    this.token = token;
     const query = new URLSearchParams();
     if (place("format").value) query.set("format", place("format").value);
     if (place("quality").value) query.set("quality", place("quality").value);
@@ -94,11 +100,7 @@ class Card {
     let words = `The server answered ${request.status}.`;
     try { words = JSON.parse(await request.response.text()).detail ?? words; } catch { /* no problem in JSON */ }
     if (request.status === 401) {
-      this.stage = "blocked";
-      this.tell("Waiting for the token");
-      place("token-form").hidden = false;
-      place("token").focus();
-      say("This server asks for a token");
+      this.block();
     } else if (request.status === 429 || (request.status === 503 && request.getResponseHeader("Retry-After"))) {
       const seconds = Math.min(Number(request.getResponseHeader("Retry-After")) || 5, 60);
       this.tell(`The server is busy: trying again in ${seconds} s`);
@@ -109,6 +111,12 @@ class Card {
       return;
     }
     next();
+  }
+
+  block() {
+    this.stage = this.token === token ? "blocked" : "queued"; // another token was given since it was sent
+    this.tell(this.stage === "blocked" ? "Waiting for the token" : "In line");
+    if (this.stage === "blocked" && place("token-form").hidden) askForToken(token !== "");
   }
 
   fail(words) {
@@ -131,13 +139,14 @@ class Card {
     const ending = ENDINGS[blob.type] ?? "png";
     const stem = this.file.name.replace(/\.[^.]*$/, "");
     this.url = URL.createObjectURL(blob);
+    this.type = blob.type;
     const link = this.find(".download");
     link.href = this.url;
     link.download = `${stem}-deblurred.${ending}`;
     link.textContent = `Download ${link.download}`;
     link.hidden = false;
     this.ended();
-    this.tell(`Done, ${(blob.size / 1e6).toFixed(2)} MB`);
+    this.tell(`Done, ${sizeText(blob.size)}`);
     say(`${this.file.name}: done`);
     place("download-all").hidden = cards.filter((card) => card.stage === "done").length < 2;
     this.show();
@@ -159,7 +168,11 @@ class Card {
     try {
       await Promise.all([before.decode(), after.decode()]);
     } catch {
-      this.tell(`${this.find(".state").textContent}. This browser cannot show it: the download is whole.`);
+      const kind = [this.file.type, this.type].includes("image/tiff") ? "TIFF" : "this picture";
+      const words = `No before and after: this browser does not show ${kind}. The download is whole.`;
+      this.find(".note").textContent = words;
+      this.find(".note").hidden = false;
+      say(`${this.file.name}: done. ${words}`);
       return;
     }
     this.find(".viewer").hidden = false;
@@ -191,7 +204,8 @@ function compare(element) {
 
   const draw = () => {
     stage.style.setProperty("--split", `${range.value}%`);
-    range.setAttribute("aria-valuetext", `${Math.round(range.value)} % before, ${Math.round(100 - range.value)} % after`);
+    const share = Math.round(range.value);
+    range.setAttribute("aria-valuetext", `${share} % before, ${100 - share} % after`);
   };
   const enlarge = () => {
     const fit = zoom.value === "fit";
@@ -225,7 +239,37 @@ function compare(element) {
 function next() {
   const running = cards.filter((card) => card.stage === "running").length;
   const queued = cards.filter((card) => card.stage === "queued");
-  for (const card of queued.slice(0, Math.max(AT_ONCE - running, 0))) card.run();
+  if (queued.length && !qualityFits()) {
+    for (const card of queued) card.tell("Waiting for a quality from 1 to 100");
+    return;
+  }
+  for (const card of queued.slice(0, Math.max(AT_ONCE - running, 0))) {
+    if (card.stage === "queued") card.run(); // one that fails at once has started others
+  }
+}
+
+// Whether the quality can be sent; if not, its field says what it takes.
+function qualityFits() {
+  const fits = place("quality").checkValidity();
+  place("quality").setAttribute("aria-invalid", String(!fits));
+  place("quality-error").hidden = fits;
+  return fits;
+}
+
+function tellQuality() {
+  if (qualityFits()) return;
+  place("quality").focus();
+  say(place("quality-error").textContent);
+}
+
+function askForToken(refused) {
+  place("token-form").hidden = false;
+  place("token-error").hidden = !refused;
+  place("token-error").textContent = refused ? "The token was not accepted" : ""; // hidden words would describe the field, too
+  place("token").setAttribute("aria-invalid", String(refused));
+  place("token").focus();
+  place("token").select();
+  say(refused ? place("token-error").textContent : "This server asks for a token");
 }
 
 function take(files) {
@@ -239,6 +283,7 @@ function take(files) {
   }
   say(taken.length === 1 ? `${taken[0].name} is in line` : `${taken.length} pictures are in line`);
   next();
+  tellQuality();
 }
 
 place("files").addEventListener("change", (event) => {
@@ -258,9 +303,18 @@ addEventListener("drop", (event) => {
 });
 place("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  token = place("token").value.trim();
+  const given = place("token").value.trim();
+  say("Trying the token"); // a refusal is then a new text, which is read out again
+  if (!/^[\x21-\x7e]+$/.test(given)) { setTimeout(() => askForToken(true), LOOK_MS); return; } // no header holds it
+  token = given;
   place("token-form").hidden = true;
-  for (const card of cards) if (card.stage === "blocked") card.stage = "queued";
+  const blocked = cards.filter((card) => card.stage === "blocked");
+  for (const card of blocked) card.queue();
+  (blocked[0] ? blocked[0].find(".remove") : place("files")).focus();
+});
+place("quality").addEventListener("change", () => {
+  if (!qualityFits()) say(place("quality-error").textContent);
+  for (const card of cards) if (card.stage === "queued") card.tell("In line");
   next();
 });
 place("download-all").addEventListener("click", () => {
