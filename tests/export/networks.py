@@ -1,11 +1,21 @@
-"""Two networks that are not MSAN, with random weights: a plain U-Net, and one of NAFNet's form."""
+"""Networks that are not MSAN, with random weights: a plain U-Net, one of NAFNet's form, and small ones that are odd."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Doubling", "NafNet", "UNet", "doubling", "nafnet", "not_a_module", "unet"]
+__all__ = [
+    "Doubling",
+    "Levels",
+    "NafNet",
+    "UNet",
+    "doubling",
+    "levels",
+    "nafnet",
+    "not_a_module",
+    "unet",
+]
 
 
 class UNet(nn.Module):
@@ -114,6 +124,21 @@ class Doubling(nn.Module):
         return nn.functional.pixel_shuffle(self.wide(picture), 2)
 
 
+class Levels(nn.Module):
+    """Works in 0 to 255 inside, as EDSR does, and beyond what FP16 holds: convolutions must stay FP32."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.middle = nn.Conv2d(width, width, 3, padding=1)
+        self.last = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        levels = picture * 255
+        made = self.middle(self.first(levels).relu()) * 1000
+        return (levels + 1e-6 * self.last(made.relu())) / 255
+
+
 def unet() -> UNet:
     return UNet()
 
@@ -124,6 +149,10 @@ def nafnet() -> NafNet:
 
 def doubling() -> Doubling:
     return Doubling()
+
+
+def levels() -> Levels:
+    return Levels()
 
 
 def not_a_module() -> str:

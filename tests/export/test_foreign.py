@@ -20,10 +20,11 @@ from tests.export.conftest import Exporter
 from tests.export.tampering import change_initializer, failures, rehash
 from torch import nn
 
+from msan_calib.samples import SampleOptions, choose_samples
 from msan_export.acceptance.cases import sample_cases, sized
 from msan_export.acceptance.verdict import Case
 from msan_export.acceptance.verify import QUICK, verify_bundle
-from msan_export.bundle import deploy
+from msan_export.bundle import Calibration, deploy
 from msan_export.engine import EngineSpec
 from msan_export.foreign import ForeignError, ForeignNetwork, load_foreign
 from msan_export.reproduction import reproduce
@@ -38,7 +39,11 @@ from msan_runtime.targets import capabilities_named
 
 PHOTOGRAPH = sample_cases()[0].picture
 CASES = [Case(name="small", picture=sized(PHOTOGRAPH, 61, 84))]
-FACTORIES: dict[str, Callable[[], nn.Module]] = {"unet": networks.unet, "nafnet": networks.nafnet}
+FACTORIES: dict[str, Callable[[], nn.Module]] = {
+    "unet": networks.unet,
+    "nafnet": networks.nafnet,
+    "levels": networks.levels,
+}
 
 
 def saved(name: str, folder: Path) -> Path:
@@ -121,6 +126,48 @@ def test_a_changed_weight_is_found(network: ForeignNetwork, deployed: Path, tmp_
     report = verify_bundle(network, bundle, CASES, QUICK)
     assert ("fp32.onnx", "weights") in failures(report)
     assert verify_bundle(network, deployed, CASES, QUICK).passed
+
+
+@pytest.fixture(scope="module")
+def levels(tmp_path_factory: pytest.TempPathFactory) -> ForeignNetwork:
+    return load_foreign(saved("levels", tmp_path_factory.mktemp("levels")), arch="tests.export.networks:levels")
+
+
+@pytest.fixture(scope="module")
+def kept(levels: ForeignNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a network, of which calibration keeps convolutions in FP32."""
+    calibration = Calibration(samples=choose_samples(options=SampleOptions(count=2, size_px=64)))
+    folder = tmp_path_factory.mktemp("bundles") / "levels"
+    spec = EngineSpec(capabilities=capabilities_named("rtx30"))
+    return deploy(levels, folder, spec, CASES, attention=GLOBAL, calibration=calibration).folder
+
+
+def convolution_weights(path: Path) -> dict[bool, str]:
+    """Of a weight in FP32, and of one in FP16, the name: by whether it is FP16."""
+    tensors = [tensor for tensor in onnx.load(path).graph.initializer if len(tensor.dims) == 4]
+    return {tensor.data_type == onnx.TensorProto.FLOAT16: tensor.name for tensor in tensors}
+
+
+def test_a_network_that_needs_fp32_convolutions_is_deployed(levels: ForeignNetwork, kept: Path) -> None:
+    (engine,) = load_manifest(kept).engines
+    assert engine.layer_types["convolution fp32"] > 0
+    assert set(convolution_weights(next(kept.glob("*.fp16.onnx")))) == {False, True}
+    assert verify_bundle(levels, kept, CASES, QUICK).passed
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_weight_changed_in_a_graph_of_both_types_is_found(
+    half: bool, levels: ForeignNetwork, kept: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(kept, tmp_path / "bundle"))
+    path = next(bundle.glob("*.fp16.onnx"))
+
+    def nudge(values: np.ndarray) -> None:
+        values.flat[3] = np.nextafter(values.flat[3], values.dtype.type(9))
+
+    change_initializer(path, convolution_weights(path)[half], nudge)
+    rehash(bundle, path)
+    assert ("fp16.onnx", "weights") in failures(verify_bundle(levels, bundle, CASES, QUICK))
 
 
 def test_the_graph_says_nothing_of_sub_networks(network: ForeignNetwork, deployed: Path) -> None:
