@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "Branching",
     "Doubling",
+    "Failing",
     "Levels",
     "NafNet",
     "UNet",
+    "Unshuffled",
+    "branching",
     "doubling",
+    "ending",
+    "failing",
     "levels",
     "nafnet",
     "not_a_module",
@@ -124,6 +132,34 @@ class Doubling(nn.Module):
         return nn.functional.pixel_shuffle(self.wide(picture), 2)
 
 
+class Unshuffled(nn.Module):
+    """Takes sides that are multiples of ``factor`` alone, and says so if ``told``."""
+
+    def __init__(self, factor: int, *, told: bool = True) -> None:
+        super().__init__()
+        if told:
+            self.size_multiple = factor
+        self.weight = nn.Parameter(torch.tensor(0.9))
+        self.fold, self.unfold = nn.PixelUnshuffle(factor), nn.PixelShuffle(factor)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return self.unfold(self.fold(picture) * self.weight)
+
+
+class Branching(Unshuffled):
+    """Does one thing or the other, by what is in the picture."""
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return super().forward(picture) if picture.mean() > 0.5 else picture
+
+
+class Failing(Unshuffled):
+    """Raises in its forward pass."""
+
+    def forward(self, picture: Tensor) -> Tensor:
+        raise RuntimeError(f"no weights for\n{picture.shape[1]} channels")
+
+
 class Levels(nn.Module):
     """Works in 0 to 255 inside, as EDSR does, and beyond what FP16 holds: convolutions must stay FP32."""
 
@@ -149,6 +185,18 @@ def nafnet() -> NafNet:
 
 def doubling() -> Doubling:
     return Doubling()
+
+
+def branching() -> Branching:
+    return Branching(1)
+
+
+def failing() -> Failing:
+    return Failing(1)
+
+
+def ending() -> nn.Module:
+    sys.exit(3)
 
 
 def levels() -> Levels:

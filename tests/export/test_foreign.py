@@ -27,6 +27,7 @@ from msan_export.acceptance.verify import QUICK, verify_bundle
 from msan_export.bundle import Calibration, deploy
 from msan_export.engine import EngineSpec
 from msan_export.foreign import ForeignError, ForeignNetwork, load_foreign
+from msan_export.onnx import onnx_from_checkpoint
 from msan_export.reproduction import reproduce
 from msan_export.source import attention_of, load_source
 from msan_runtime import Deblurrer
@@ -197,6 +198,7 @@ def test_safetensors_are_read_too(tmp_path: Path) -> None:
         ("tests.export.networks:not_a_module", "gives a str, not a torch.nn.Module"),
         ("tests.export.networks:Broken", "the factory failed, ValueError: no picture"),
         ("tests.export.networks:doubling", "of the same size"),
+        ("tests.export.networks:ending", r"the factory ended the program \(exit code 3\)"),
     ],
 )
 def test_what_is_no_network_from_picture_to_picture_is_refused(
@@ -218,6 +220,93 @@ def test_a_module_that_says_nonsense_of_its_multiple_is_refused(
     monkeypatch.setattr(networks.NafNet, "size_multiple", "16")
     with pytest.raises(ForeignError, match="size_multiple is a whole number"):
         load_foreign(saved("nafnet", tmp_path), arch="tests.export.networks:nafnet")
+
+
+def unshuffled(monkeypatch: pytest.MonkeyPatch, folder: Path, module: nn.Module) -> ForeignNetwork:
+    """``module`` by the door of a factory and a file."""
+    monkeypatch.setattr(networks, "made", lambda: module, raising=False)
+    path = folder / "made.pth"
+    torch.save(module.state_dict(), path)
+    return load_foreign(path, arch="tests.export.networks:made")
+
+
+def test_every_multiple_up_to_128_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for factor in range(1, 129):
+        found = unshuffled(monkeypatch, tmp_path, networks.Unshuffled(factor))
+        assert (found.multiple, found.spec.base_channels) == (factor, 3)
+
+
+@pytest.mark.parametrize("factor", [12, 100])
+def test_pictures_are_padded_to_multiples_that_have_no_8(
+    factor: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    network = unshuffled(monkeypatch, tmp_path, networks.Unshuffled(factor))
+    session: Any = ort.open_session(
+        onnx_from_checkpoint(network, io="uint8").SerializeToString(), ort.PROVIDERS["ort-cpu"]
+    )
+    for height, width in ((8, 8), (24, 40), (112, 200)):
+        picture = sized(PHOTOGRAPH, height, width)
+        (given,) = session.run(None, {"blurred": picture[None]})
+        assert np.abs(given[0].astype(int) - expected_picture(network, picture)).max() <= 1, (height, width)
+
+
+def test_a_multiple_that_is_not_tried_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words = r"multiples of 48, but not of 8, 16, 32, 64, 128: set size_multiple = 48 on the module"
+    with pytest.raises(ForeignError, match=words):
+        unshuffled(monkeypatch, tmp_path, networks.Unshuffled(48, told=False))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(bad: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = networks.unet()
+    with torch.no_grad():
+        module.get_parameter("last.bias")[1] = bad
+    with pytest.raises(ForeignError, match=r"of 24×40 px: tensor 'last\.bias' of its weights holds NaN"):
+        unshuffled(monkeypatch, tmp_path, module)
+
+
+def test_a_branch_on_values_is_told_in_two_lines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    network = unshuffled(monkeypatch, tmp_path, networks.branching())
+    with pytest.raises(ForeignError, match=r"cannot be exported by torch\.onnx\.export") as told:
+        onnx_from_checkpoint(network, io="uint8")
+    assert str(told.value).count("\n") == 1
+    assert "docs/other-networks.md" in str(told.value)
+    assert told.value.exit_code == 2
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_the_network_raises_is_told_as_that(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ForeignError) as told:
+        unshuffled(monkeypatch, tmp_path, networks.failing())
+    words = "the network failed on a grey picture of 24×40 px, RuntimeError: no weights for 3 channels"
+    assert str(told.value) == f"tests.export.networks:made: {words}"
+
+
+def test_an_interrupted_factory_stays_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted() -> nn.Module:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(networks, "interrupted", interrupted, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        load_foreign(saved("unet", tmp_path), arch="tests.export.networks:interrupted")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("raise SystemExit(4)", r"importing a_script ended the program \(exit code 4\)"),
+        ("1 / 0", "importing a_script failed, ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_module_that_fails_on_import_is_told(
+    code: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "a_script.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ForeignError, match=words):
+        load_foreign(saved("unet", tmp_path), arch="a_script:network")
 
 
 def test_a_file_of_another_network_names_the_options(tmp_path: Path) -> None:
