@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -33,10 +34,13 @@ from msan_export.source import attention_of, load_source
 from msan_runtime import Deblurrer
 from msan_runtime.attention import GLOBAL
 from msan_runtime.backends import ort
+from msan_runtime.backends.base import Backend, TileLimits
 from msan_runtime.bundle import open_bundle
+from msan_runtime.contract import PictureArray
 from msan_runtime.errors import BundleError, MissingExtraError, MsanError
 from msan_runtime.manifest import load_manifest
 from msan_runtime.targets import capabilities_named
+from msan_runtime.tiling import TiledRunner
 
 PHOTOGRAPH = sample_cases()[0].picture
 CASES = [Case(name="small", picture=sized(PHOTOGRAPH, 61, 84))]
@@ -328,6 +332,38 @@ def test_a_bundle_is_made_again_only_with_the_code_that_is_named(network: Foreig
         reproduce(open_bundle(deployed), network.path)
     with pytest.raises(BundleError, match="the bundle is of MSAN: leave out x:y"):
         reproduce(open_bundle(), arch="x:y")
+
+
+def test_what_tiles_change_is_warned_of_and_written_down(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, network: ForeignNetwork, deployed: Path
+) -> None:
+    spec = EngineSpec(capabilities=capabilities_named("rtx30"))
+    normalised = unshuffled(monkeypatch, tmp_path, networks.Normalised())
+    said: list[str] = []
+    made = deploy(normalised, tmp_path / "bundle", spec, sample_cases()[:1], attention=GLOBAL, on_step=said.append)
+    (warning,) = (line for line in said if line.startswith("warning: "))
+    assert made.manifest.provenance["tiles"] in warning
+    levels = re.search(r"by up to (\d+) of 255 levels", warning)
+    assert levels is not None
+    assert int(levels[1]) == tiles_apart(normalised.module)
+    told = load_manifest(deployed).provenance["tiles"]
+    assert told.startswith("a sample of 520×776 px in tiles of 256×320 px differs"), network.arch
+
+
+def tiles_apart(module: nn.Module) -> int:
+    """In levels, how far the sample is in tiles from itself whole: through the runtime, on a backend of its own."""
+    picture = sized(PHOTOGRAPH, 520, 776)
+
+    class Bare(Backend):
+        name, device, limits = "bare", "PyTorch", TileLimits(area_px=520 * 776)
+
+        def infer(self, tiles: PictureArray) -> PictureArray:
+            with torch.inference_mode():
+                given = module(torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255)
+            return (given.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+    whole, tiled = (next(TiledRunner(Bare(), tile=tile).run((picture,))) for tile in (None, (256, 320)))
+    return int(np.abs(whole.astype(int) - tiled).max())
 
 
 # spandrel is not installed where these tests are run: it needs a torchvision that fits the release of PyTorch.
