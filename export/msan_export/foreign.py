@@ -119,7 +119,7 @@ def foreign_network(path: Path, arch: str, module: nn.Module, multiple: int | No
     found = _checked_multiple(module, multiple, arch)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    spec = ForeignSpec(name=_name(arch, module), base_channels=_widest(module, found))
+    spec = ForeignSpec(name=_name(arch, module), base_channels=_widest(module, found, arch))
     return ForeignNetwork(path=path, sha256=sha256, spec=spec, arch=arch, module=module, multiple=found)
 
 
@@ -235,7 +235,7 @@ def _refusal(module: nn.Module, arch: str, asked: Sequence[int], problem: _Probl
     """Why the network cannot be taken, of what it did at the first of the multiples that were ``asked``."""
     height, width = _sides(asked[0])
     if problem.kind == "raised":
-        return ForeignError(f"{arch}: the network failed on a grey picture of {height}×{width} px, {problem.words}")
+        return _failed(arch, height, width, problem.words)
     if problem.kind == "not finite":
         state = module.state_dict().items()
         unfit = next((name for name, tensor in state if not torch.isfinite(tensor).all()), None)
@@ -272,7 +272,7 @@ def _problem(module: nn.Module, multiple: int) -> _Problem | None:
     return None if torch.isfinite(given).all() else _Problem(kind="not finite", words="")
 
 
-def _widest(module: nn.Module, multiple: int) -> int:
+def _widest(module: nn.Module, multiple: int, arch: str) -> int:
     """The largest tensor that a part of the network gives, in channels at the picture's own size."""
     side = multiple * math.ceil(64 / multiple)
     largest = [3]
@@ -285,10 +285,16 @@ def _widest(module: nn.Module, multiple: int) -> int:
     try:
         with torch.inference_mode():
             module(torch.full((1, 3, side, side), 0.5))
+    except (Exception, SystemExit) as error:  # one that took the size that was tried may take no other
+        raise _failed(arch, side, side, _words(error)) from error
     finally:
         for hook in hooks:
             hook.remove()
     return max(largest)
+
+
+def _failed(arch: str, height: int, width: int, words: str) -> ForeignError:
+    return ForeignError(f"{arch}: the network failed on a grey picture of {height}×{width} px, {words}")
 
 
 def _name(arch: str, module: nn.Module) -> str:

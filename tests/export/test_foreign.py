@@ -288,6 +288,11 @@ def test_what_the_network_raises_is_told_as_that(monkeypatch: pytest.MonkeyPatch
     assert str(told.value) == f"tests.export.networks:made: {words}"
 
 
+def test_a_network_of_one_size_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ForeignError, match=r"the network failed on a grey picture of 64×64 px, RuntimeError: .*size"):
+        unshuffled(monkeypatch, tmp_path, networks.OneSize())
+
+
 def test_an_interrupted_factory_stays_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def interrupted() -> nn.Module:
         raise KeyboardInterrupt
