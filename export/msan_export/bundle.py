@@ -15,6 +15,9 @@ from msan_calib.files import finished_graph, half_graph
 from msan_calib.network import network_of
 from msan_calib.report import calibration_body
 from msan_calib.samples import SampleSet
+from msan_export.acceptance.reference import Reference
+from msan_export.acceptance.thresholds import read_thresholds
+from msan_export.acceptance.tile_effect import tile_effect
 from msan_export.acceptance.verdict import Case, ParityReport
 from msan_export.acceptance.verify import QUICK, verify_bundle
 from msan_export.artifact import OPSET, OnnxArtifact, save_onnx
@@ -123,7 +126,8 @@ def deploy(
             None if calibration is None else calibration.samples,
             checkpoint.arch if isinstance(checkpoint, ForeignNetwork) else None,
         )
-        told = {**decided, **_origin(recipe, checkpoint), **(provenance or {})}
+        measured = {**decided, **_tiles(checkpoint, attention, cases[0], say)}
+        told = {**measured, **_origin(recipe, checkpoint), **(provenance or {})}
         test = write_self_test(checkpoint, stage, spec.profile, attention)
         manifest = _manifest(checkpoint, stage, graphs, entry, told)
         files = (*manifest.files, describe_file(stage, test.blurred), describe_file(stage, test.deblurred))
@@ -134,11 +138,8 @@ def deploy(
         if not report.passed:
             raise _refused(report, folder)
         reports = _write_reports(report, stage)
-        manifest = replace(
-            manifest,
-            files=(*manifest.files, *reports),
-            provenance={**manifest.provenance, **_verified(report)},
-        )
+        verified = {**manifest.provenance, **_verified(report)}
+        manifest = replace(manifest, files=(*manifest.files, *reports), provenance=verified)
         save_manifest(manifest, stage)
         if signing_key is not None:
             sign_manifest(read_manifest(stage), signing_key, stage)
@@ -194,6 +195,16 @@ def _decision(result: CalibratedGraph) -> dict[str, str]:
             f"{result.choice.point.loss_db:.4f} dB lost of {result.options.budget_db:g}"
         )
     return told
+
+
+def _tiles(checkpoint: Source, attention: Attention, case: Case, say: Callable[[str], None]) -> dict[str, str]:
+    """How far another maker's network in tiles is from itself whole, for the manifest; a warning if it can be seen."""
+    if not isinstance(checkpoint, ForeignNetwork):
+        return {}
+    effect = tile_effect(Reference(checkpoint, attention), case.picture)
+    if not effect.within(read_thresholds().uint8):
+        say(f"warning: tiles change this network's pictures: {effect}. See docs/other-networks.md, Tiles")
+    return {"tiles": str(effect)}
 
 
 def _origin(recipe: Recipe, checkpoint: Source) -> dict[str, str]:

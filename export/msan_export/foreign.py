@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,9 @@ LoaderName = Literal["spandrel"]
 
 MULTIPLES = (8, 16, 32, 64, 128)
 """Tried in this order where a network does not say of what its sides must be multiples."""
+
+OTHER_MULTIPLES = (6, 7, 10, 12, 14, 18, 20, 24, 28, 36, 40, 48, 56, 60, 72, 80, 84, 96, 100, 112, 120)
+"""Tried where none of these works, to tell what ``size_multiple`` the module should say."""
 
 
 class ForeignError(MsanError):
@@ -47,6 +50,19 @@ class ForeignSpec:
     def to_dict(self) -> dict[str, int | bool]:
         """As plain JSON values. No attention of MSAN's is in it."""
         return {"base_channels": self.base_channels, "attention": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Problem:
+    """Why a network does not keep a picture.
+
+    Attributes:
+        kind: it raised, it gave NaN or infinity, or what it gave is no picture of that size.
+        words: what it raised, or gave.
+    """
+
+    kind: Literal["raised", "not finite", "no picture"]
+    words: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +92,8 @@ def load_foreign(path: Path, *, arch: str | None = None, loader: LoaderName | No
     The module may say ``size_multiple``; if it does not, the smallest that works is found by trying.
 
     Raises:
-        ForeignError: if there is no such factory or file, the weights do not fit, or the network is none from a
-            picture to one of the same size.
+        ForeignError: if there is no such factory or file, the weights do not fit, the network fails, or is none from
+            a picture to one of the same size.
         CheckpointError: if the file cannot be read as weights.
         MissingExtraError: if the loader is not installed.
     """
@@ -103,7 +119,7 @@ def foreign_network(path: Path, arch: str, module: nn.Module, multiple: int | No
     found = _checked_multiple(module, multiple, arch)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    spec = ForeignSpec(name=_name(arch, module), base_channels=_widest(module, found))
+    spec = ForeignSpec(name=_name(arch, module), base_channels=_widest(module, found, arch))
     return ForeignNetwork(path=path, sha256=sha256, spec=spec, arch=arch, module=module, multiple=found)
 
 
@@ -113,17 +129,39 @@ def _made(arch: str) -> nn.Module:
     if not place or not factory:
         raise ForeignError(f"--arch is package.module:factory, not {arch!r}")
     with _from_here():
-        try:
-            make: Callable[[], Any] = getattr(importlib.import_module(place), factory)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ForeignError(f"--arch {arch} is not found: {error}") from error
+        make = _factory(arch, place, factory)
         try:
             module = make()
+        except SystemExit as error:
+            raise ForeignError(
+                f"--arch {arch}: the factory ended the program (exit code {error.code}). "
+                "Write one that gives the torch.nn.Module"
+            ) from error
         except Exception as error:  # the factory is the user's own code
-            raise ForeignError(f"--arch {arch}: the factory failed, {type(error).__name__}: {error}") from error
+            raise ForeignError(f"--arch {arch}: the factory failed, {_words(error)}") from error
     if not isinstance(module, nn.Module):
         raise ForeignError(f"--arch {arch} gives a {type(module).__name__}, not a torch.nn.Module")
     return module
+
+
+def _factory(arch: str, place: str, name: str) -> Callable[[], Any]:
+    """The factory called ``name`` of the module ``place``, which is imported: user's code, too."""
+    try:
+        return getattr(importlib.import_module(place), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ForeignError(f"--arch {arch} is not found: {error}") from error
+    except SystemExit as error:
+        raise ForeignError(
+            f"--arch {arch}: importing {place} ended the program (exit code {error.code}). "
+            "Put what it runs under if __name__ == '__main__'"
+        ) from error
+    except Exception as error:
+        raise ForeignError(f"--arch {arch}: importing {place} failed, {_words(error)}") from error
+
+
+def _words(error: BaseException) -> str:
+    """The type of ``error`` and the beginning of its message, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
 
 
 @contextmanager
@@ -167,39 +205,76 @@ def _by_spandrel(path: Path) -> tuple[nn.Module, int]:
 
 
 def _checked_multiple(module: nn.Module, multiple: object, arch: str) -> int:
-    """A multiple of 8 that the network takes, and keeps."""
+    """A multiple that the network takes, and keeps."""
     if multiple is not None and (not isinstance(multiple, int) or not 1 <= multiple <= MULTIPLES[-1]):
         raise ForeignError(f"{arch}: size_multiple is a whole number from 1 to {MULTIPLES[-1]}, not {multiple!r}")
-    asked = MULTIPLES if multiple is None else (math.lcm(multiple, SIZE_MULTIPLE),)
-    reasons: list[str] = []
+    asked = MULTIPLES if multiple is None else (multiple,)
+    problems: list[_Problem] = []
     for one in asked:
-        reasons.append(_problem(module, 3 * one, 5 * one))
-        if not reasons[-1]:
+        problem = _problem(module, one)
+        if problem is None:
             return one
+        problems.append(problem)
+    if multiple is None:
+        _tell_multiple(module, arch)
+    raise _refusal(module, arch, asked, problems[0])
+
+
+def _tell_multiple(module: nn.Module, arch: str) -> None:
+    """Refuse a network that takes multiples that are none of those tried, with what it should say."""
+    other = next((one for one in OTHER_MULTIPLES if _problem(module, one) is None), None)
+    if other is not None:
+        tried = ", ".join(map(str, MULTIPLES))
+        raise ForeignError(
+            f"{arch} takes pictures with sides that are multiples of {other}, but not of {tried}: "
+            f"set size_multiple = {other} on the module"
+        )
+
+
+def _refusal(module: nn.Module, arch: str, asked: Sequence[int], problem: _Problem) -> ForeignError:
+    """Why the network cannot be taken, of what it did at the first of the multiples that were ``asked``."""
+    height, width = _sides(asked[0])
+    if problem.kind == "raised":
+        return _failed(arch, height, width, problem.words)
+    if problem.kind == "not finite":
+        state = module.state_dict().items()
+        unfit = next((name for name, tensor in state if not torch.isfinite(tensor).all()), None)
+        why = "" if unfit is None else f": tensor {unfit!r} of its weights holds NaN or infinity"
+        return ForeignError(f"{arch}: the network gives NaN or infinity for a grey picture of {height}×{width} px{why}")
     sizes = ", ".join(map(str, asked))
-    raise ForeignError(
-        f"{arch} is no network from picture to picture of the same size (sides multiples of {sizes}): {reasons[0]}"
+    return ForeignError(
+        f"{arch} is no network from picture to picture of the same size (sides multiples of {sizes}): {problem.words}"
     )
 
 
-def _problem(module: nn.Module, height: int, width: int) -> str:
-    """Why the network does not keep a picture of that size; empty if it does."""
-    picture = torch.full((1, 3, height, width), 0.5)
+def _sides(multiple: int) -> tuple[int, int]:
+    """Height and width of a picture to try: multiples of ``multiple``, or of the contract's if that is one of it.
+
+    Both are odd multiples without a common factor, so that a network that needs more does not pass.
+    """
+    unit = SIZE_MULTIPLE if SIZE_MULTIPLE % multiple == 0 else multiple
+    times = max(3, math.ceil(3 * SIZE_MULTIPLE / unit) | 1)
+    return unit * times, unit * (times + 2)
+
+
+def _problem(module: nn.Module, multiple: int) -> _Problem | None:
+    """Why the network does not keep a picture whose sides are multiples of ``multiple``; ``None`` if it does."""
+    picture = torch.full((1, 3, *_sides(multiple)), 0.5)
     try:
         with torch.inference_mode():
             given = module(picture)
-    except Exception as error:  # whatever the network trips over
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    except (Exception, SystemExit) as error:  # whatever the network trips over
+        return _Problem(kind="raised", words=_words(error))
     if not isinstance(given, Tensor):
-        return f"it gives a {type(given).__name__}, not one tensor"
+        return _Problem(kind="no picture", words=f"it gives a {type(given).__name__}, not one tensor")
     if given.shape != picture.shape:
-        return f"it makes {tuple(given.shape)} of {tuple(picture.shape)}"
-    return "" if torch.isfinite(given).all() else "it gives NaN or infinity for a grey picture"
+        return _Problem(kind="no picture", words=f"it makes {tuple(given.shape)} of {tuple(picture.shape)}")
+    return None if torch.isfinite(given).all() else _Problem(kind="not finite", words="")
 
 
-def _widest(module: nn.Module, multiple: int) -> int:
+def _widest(module: nn.Module, multiple: int, arch: str) -> int:
     """The largest tensor that a part of the network gives, in channels at the picture's own size."""
-    side = max(multiple, 64)
+    side = multiple * math.ceil(64 / multiple)
     largest = [3]
 
     def look(_module: nn.Module, _given: Any, output: Any) -> None:
@@ -210,10 +285,16 @@ def _widest(module: nn.Module, multiple: int) -> int:
     try:
         with torch.inference_mode():
             module(torch.full((1, 3, side, side), 0.5))
+    except (Exception, SystemExit) as error:  # one that took the size that was tried may take no other
+        raise _failed(arch, side, side, _words(error)) from error
     finally:
         for hook in hooks:
             hook.remove()
     return max(largest)
+
+
+def _failed(arch: str, height: int, width: int, words: str) -> ForeignError:
+    return ForeignError(f"{arch}: the network failed on a grey picture of {height}×{width} px, {words}")
 
 
 def _name(arch: str, module: nn.Module) -> str:

@@ -16,11 +16,15 @@ from torch import nn
 
 from msan_calib.casts import cast_to_float16
 from msan_export.artifact import OPSET, OnnxArtifact, Precision, save_onnx, set_metadata
+from msan_export.foreign import ForeignError, ForeignNetwork
 from msan_export.source import Source, deployable
 from msan_runtime.attention import GLOBAL, Attention
 from msan_runtime.contract import CONTRACT_VERSION, INPUT_NAME, OUTPUT_NAME, SIZE_MULTIPLE, Io
 
 __all__ = ["export_onnx", "float16_from_float32", "onnx_from_checkpoint"]
+
+TALKATIVE = ("torch.onnx", "torch.export", "torch.fx", "torch.fx.experimental.symbolic_shapes")
+"""Loggers of PyTorch that tell of a failed export at length; what they print besides is kept off, too."""
 
 
 def export_onnx(
@@ -29,7 +33,7 @@ def export_onnx(
     """Export ``checkpoint`` and write the graph to ``path``, atomically.
 
     Raises:
-        MsanError: if the weights do not fit FP16.
+        MsanError: if the weights do not fit FP16, or PyTorch cannot export a network of another maker.
         OSError: if ``path`` cannot be written.
     """
     model = onnx_from_checkpoint(checkpoint, io=io, attention=attention)
@@ -43,9 +47,17 @@ def onnx_from_checkpoint(checkpoint: Source, *, io: Io, attention: Attention = G
 
     Its metadata properties hold spec, attention, precision, io, contract version and the
     checkpoint's hash, each under ``msan.``.
+
+    Raises:
+        ForeignError: if PyTorch cannot export a network of another maker.
     """
     module = deployable(checkpoint, io, attention).eval()
-    model = _exported(module, io, attention)
+    try:
+        model = _exported(module, io, attention)
+    except Exception as error:  # PyTorch's own; of MSAN itself it would be a defect here
+        if isinstance(checkpoint, ForeignNetwork):
+            raise _unexportable(checkpoint, error) from error
+        raise
     _strip_traces(model)
     set_metadata(
         model,
@@ -95,18 +107,34 @@ def _exported(module: nn.Module, io: Io, attention: Attention) -> onnx.ModelProt
     return program.model_proto
 
 
+def _unexportable(network: ForeignNetwork, error: BaseException) -> ForeignError:
+    """In two lines, with the first line of PyTorch's innermost reason."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    reason = line.partition(".  ")[0].rstrip(".")[:200]
+    told = f"{type(error).__name__}: {reason}".removesuffix(": ")
+    return ForeignError(
+        f"{network.arch} cannot be exported by torch.onnx.export ({told}).\n"
+        "docs/other-networks.md says what a network may not do: control flow that depends on values, above all"
+    )
+
+
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Keep the exporter's own progress talk off the screen; its exceptions come through."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep the exporter's own talk off the screen, and the code that it dumps; its exceptions come through."""
+    loggers = [logging.getLogger(name) for name in TALKATIVE]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(streams.StringIO()), warnings.catch_warnings():
+        aside = streams.StringIO()
+        with contextlib.redirect_stdout(aside), contextlib.redirect_stderr(aside), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _strip_traces(model: onnx.ModelProto) -> None:

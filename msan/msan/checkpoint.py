@@ -39,6 +39,8 @@ __all__ = [
 
 EXPECTED = "an MSAN state dict (keys like 'edcoder1.layer1.weight'), as safetensors or a PyTorch file"
 WEIGHTS = Path(__file__).parent / "weights"
+PICKLES = (b"PK", b"\x80")
+"""How PyTorch's files begin: archives, and pickles of before 1.6."""
 WRAPPERS = ("state_dict", "model", "params_ema", "params")
 
 
@@ -163,15 +165,32 @@ def _read_torch(path: Path, expected: str) -> Mapping[str, object]:
             content: object = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # A damaged pickle raises whatever it trips over: IndexError, struct.error, AssertionError and more.
-        # The first sentence only: PyTorch's next ones advise to load it unsafely.
-        reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0][:160]
-        raise CheckpointError(f"{path} cannot be read as weights ({reason}): expected {expected}") from error
+        raise _unreadable(path, error, expected) from error
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}: expected {expected}")
     return {str(name): value for name, value in content.items()}
+
+
+def _unreadable(path: Path, error: Exception, expected: str) -> CheckpointError:
+    """Why PyTorch cannot read the file: by its first bytes, or by what PyTorch says."""
+    with path.open("rb") as file:
+        head = file.read(2)
+    if not head:
+        return CheckpointError(f"{path} is empty: expected {expected}")
+    if not head.startswith(PICKLES):
+        return CheckpointError(f"{path} is no PyTorch checkpoint: expected {expected}")
+    held = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+    if held is not None:
+        return CheckpointError(
+            f"{path} holds pickled Python objects ({held[1]}), as a file of a whole pickled module does: "
+            f"save module.state_dict() instead; expected {expected}"
+        )
+    # The first sentence only: PyTorch's next ones advise to load it unsafely.
+    reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0][:160].removesuffix(": ")
+    return CheckpointError(f"{path} cannot be read as weights ({reason}): expected {expected}")
 
 
 def _published_keys(tensors: Mapping[str, object], path: Path) -> dict[str, Tensor]:

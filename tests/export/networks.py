@@ -1,11 +1,31 @@
-"""Two networks that are not MSAN, with random weights: a plain U-Net, and one of NAFNet's form."""
+"""Networks that are not MSAN, with random weights: a plain U-Net, one of NAFNet's form, and small ones that are odd."""
 
 from __future__ import annotations
+
+import sys
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Doubling", "NafNet", "UNet", "doubling", "nafnet", "not_a_module", "unet"]
+__all__ = [
+    "Branching",
+    "Doubling",
+    "Failing",
+    "Levels",
+    "NafNet",
+    "Normalised",
+    "OneSize",
+    "UNet",
+    "Unshuffled",
+    "branching",
+    "doubling",
+    "ending",
+    "failing",
+    "levels",
+    "nafnet",
+    "not_a_module",
+    "unet",
+]
 
 
 class UNet(nn.Module):
@@ -114,6 +134,71 @@ class Doubling(nn.Module):
         return nn.functional.pixel_shuffle(self.wide(picture), 2)
 
 
+class Unshuffled(nn.Module):
+    """Takes sides that are multiples of ``factor`` alone, and says so if ``told``."""
+
+    def __init__(self, factor: int, *, told: bool = True) -> None:
+        super().__init__()
+        if told:
+            self.size_multiple = factor
+        self.weight = nn.Parameter(torch.tensor(0.9))
+        self.fold, self.unfold = nn.PixelUnshuffle(factor), nn.PixelShuffle(factor)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return self.unfold(self.fold(picture) * self.weight)
+
+
+class Branching(Unshuffled):
+    """Does one thing or the other, by what is in the picture."""
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return super().forward(picture) if picture.mean() > 0.5 else picture
+
+
+class Failing(Unshuffled):
+    """Raises in its forward pass."""
+
+    def forward(self, picture: Tensor) -> Tensor:
+        raise RuntimeError(f"no weights for\n{picture.shape[1]} channels")
+
+
+class OneSize(nn.Module):
+    """Takes the size of picture that is tried first, and no other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(3, 24, 40))
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return picture * self.gain
+
+
+class Normalised(nn.Module):
+    """Normalises over the whole picture: what is in a tile alone changes what it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(3, affine=True)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return picture + 0.1 * self.norm(picture)
+
+
+class Levels(nn.Module):
+    """Works in 0 to 255 inside, as EDSR does, and beyond what FP16 holds: convolutions must stay FP32."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.middle = nn.Conv2d(width, width, 3, padding=1)
+        self.last = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        levels = picture * 255
+        made = self.middle(self.first(levels).relu()) * 1000
+        return (levels + 1e-6 * self.last(made.relu())) / 255
+
+
 def unet() -> UNet:
     return UNet()
 
@@ -124,6 +209,22 @@ def nafnet() -> NafNet:
 
 def doubling() -> Doubling:
     return Doubling()
+
+
+def branching() -> Branching:
+    return Branching(1)
+
+
+def failing() -> Failing:
+    return Failing(1)
+
+
+def ending() -> nn.Module:
+    sys.exit(3)
+
+
+def levels() -> Levels:
+    return Levels()
 
 
 def not_a_module() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,25 +21,34 @@ from tests.export.conftest import Exporter
 from tests.export.tampering import change_initializer, failures, rehash
 from torch import nn
 
+from msan_calib.samples import SampleOptions, choose_samples
 from msan_export.acceptance.cases import sample_cases, sized
 from msan_export.acceptance.verdict import Case
 from msan_export.acceptance.verify import QUICK, verify_bundle
-from msan_export.bundle import deploy
+from msan_export.bundle import Calibration, deploy
 from msan_export.engine import EngineSpec
 from msan_export.foreign import ForeignError, ForeignNetwork, load_foreign
+from msan_export.onnx import onnx_from_checkpoint
 from msan_export.reproduction import reproduce
 from msan_export.source import attention_of, load_source
 from msan_runtime import Deblurrer
 from msan_runtime.attention import GLOBAL
 from msan_runtime.backends import ort
+from msan_runtime.backends.base import Backend, TileLimits
 from msan_runtime.bundle import open_bundle
+from msan_runtime.contract import PictureArray
 from msan_runtime.errors import BundleError, MissingExtraError, MsanError
 from msan_runtime.manifest import load_manifest
 from msan_runtime.targets import capabilities_named
+from msan_runtime.tiling import TiledRunner
 
 PHOTOGRAPH = sample_cases()[0].picture
 CASES = [Case(name="small", picture=sized(PHOTOGRAPH, 61, 84))]
-FACTORIES: dict[str, Callable[[], nn.Module]] = {"unet": networks.unet, "nafnet": networks.nafnet}
+FACTORIES: dict[str, Callable[[], nn.Module]] = {
+    "unet": networks.unet,
+    "nafnet": networks.nafnet,
+    "levels": networks.levels,
+}
 
 
 def saved(name: str, folder: Path) -> Path:
@@ -123,6 +133,48 @@ def test_a_changed_weight_is_found(network: ForeignNetwork, deployed: Path, tmp_
     assert verify_bundle(network, deployed, CASES, QUICK).passed
 
 
+@pytest.fixture(scope="module")
+def levels(tmp_path_factory: pytest.TempPathFactory) -> ForeignNetwork:
+    return load_foreign(saved("levels", tmp_path_factory.mktemp("levels")), arch="tests.export.networks:levels")
+
+
+@pytest.fixture(scope="module")
+def kept(levels: ForeignNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a network, of which calibration keeps convolutions in FP32."""
+    calibration = Calibration(samples=choose_samples(options=SampleOptions(count=2, size_px=64)))
+    folder = tmp_path_factory.mktemp("bundles") / "levels"
+    spec = EngineSpec(capabilities=capabilities_named("rtx30"))
+    return deploy(levels, folder, spec, CASES, attention=GLOBAL, calibration=calibration).folder
+
+
+def convolution_weights(path: Path) -> dict[bool, str]:
+    """Of a weight in FP32, and of one in FP16, the name: by whether it is FP16."""
+    tensors = [tensor for tensor in onnx.load(path).graph.initializer if len(tensor.dims) == 4]
+    return {tensor.data_type == onnx.TensorProto.FLOAT16: tensor.name for tensor in tensors}
+
+
+def test_a_network_that_needs_fp32_convolutions_is_deployed(levels: ForeignNetwork, kept: Path) -> None:
+    (engine,) = load_manifest(kept).engines
+    assert engine.layer_types["convolution fp32"] > 0
+    assert set(convolution_weights(next(kept.glob("*.fp16.onnx")))) == {False, True}
+    assert verify_bundle(levels, kept, CASES, QUICK).passed
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_weight_changed_in_a_graph_of_both_types_is_found(
+    half: bool, levels: ForeignNetwork, kept: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(kept, tmp_path / "bundle"))
+    path = next(bundle.glob("*.fp16.onnx"))
+
+    def nudge(values: np.ndarray) -> None:
+        values.flat[3] = np.nextafter(values.flat[3], values.dtype.type(9))
+
+    change_initializer(path, convolution_weights(path)[half], nudge)
+    rehash(bundle, path)
+    assert ("fp16.onnx", "weights") in failures(verify_bundle(levels, bundle, CASES, QUICK))
+
+
 def test_the_graph_says_nothing_of_sub_networks(network: ForeignNetwork, deployed: Path) -> None:
     report = verify_bundle(network, deployed, CASES, QUICK)
     assert {check.quantity for check in report.checks if check.section == "tensors"} == {"float"}
@@ -150,6 +202,7 @@ def test_safetensors_are_read_too(tmp_path: Path) -> None:
         ("tests.export.networks:not_a_module", "gives a str, not a torch.nn.Module"),
         ("tests.export.networks:Broken", "the factory failed, ValueError: no picture"),
         ("tests.export.networks:doubling", "of the same size"),
+        ("tests.export.networks:ending", r"the factory ended the program \(exit code 3\)"),
     ],
 )
 def test_what_is_no_network_from_picture_to_picture_is_refused(
@@ -173,6 +226,98 @@ def test_a_module_that_says_nonsense_of_its_multiple_is_refused(
         load_foreign(saved("nafnet", tmp_path), arch="tests.export.networks:nafnet")
 
 
+def unshuffled(monkeypatch: pytest.MonkeyPatch, folder: Path, module: nn.Module) -> ForeignNetwork:
+    """``module`` by the door of a factory and a file."""
+    monkeypatch.setattr(networks, "made", lambda: module, raising=False)
+    path = folder / "made.pth"
+    torch.save(module.state_dict(), path)
+    return load_foreign(path, arch="tests.export.networks:made")
+
+
+def test_every_multiple_up_to_128_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for factor in range(1, 129):
+        found = unshuffled(monkeypatch, tmp_path, networks.Unshuffled(factor))
+        assert (found.multiple, found.spec.base_channels) == (factor, 3)
+
+
+@pytest.mark.parametrize("factor", [12, 100])
+def test_pictures_are_padded_to_multiples_that_have_no_8(
+    factor: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    network = unshuffled(monkeypatch, tmp_path, networks.Unshuffled(factor))
+    session: Any = ort.open_session(
+        onnx_from_checkpoint(network, io="uint8").SerializeToString(), ort.PROVIDERS["ort-cpu"]
+    )
+    for height, width in ((8, 8), (24, 40), (112, 200)):
+        picture = sized(PHOTOGRAPH, height, width)
+        (given,) = session.run(None, {"blurred": picture[None]})
+        assert np.abs(given[0].astype(int) - expected_picture(network, picture)).max() <= 1, (height, width)
+
+
+def test_a_multiple_that_is_not_tried_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words = r"multiples of 48, but not of 8, 16, 32, 64, 128: set size_multiple = 48 on the module"
+    with pytest.raises(ForeignError, match=words):
+        unshuffled(monkeypatch, tmp_path, networks.Unshuffled(48, told=False))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(bad: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = networks.unet()
+    with torch.no_grad():
+        module.get_parameter("last.bias")[1] = bad
+    with pytest.raises(ForeignError, match=r"of 24×40 px: tensor 'last\.bias' of its weights holds NaN"):
+        unshuffled(monkeypatch, tmp_path, module)
+
+
+def test_a_branch_on_values_is_told_in_two_lines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    network = unshuffled(monkeypatch, tmp_path, networks.branching())
+    with pytest.raises(ForeignError, match=r"cannot be exported by torch\.onnx\.export") as told:
+        onnx_from_checkpoint(network, io="uint8")
+    assert str(told.value).count("\n") == 1
+    assert "docs/other-networks.md" in str(told.value)
+    assert told.value.exit_code == 2
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_the_network_raises_is_told_as_that(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ForeignError) as told:
+        unshuffled(monkeypatch, tmp_path, networks.failing())
+    words = "the network failed on a grey picture of 24×40 px, RuntimeError: no weights for 3 channels"
+    assert str(told.value) == f"tests.export.networks:made: {words}"
+
+
+def test_a_network_of_one_size_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ForeignError, match=r"the network failed on a grey picture of 64×64 px, RuntimeError: .*size"):
+        unshuffled(monkeypatch, tmp_path, networks.OneSize())
+
+
+def test_an_interrupted_factory_stays_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted() -> nn.Module:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(networks, "interrupted", interrupted, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        load_foreign(saved("unet", tmp_path), arch="tests.export.networks:interrupted")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("raise SystemExit(4)", r"importing a_script ended the program \(exit code 4\)"),
+        ("1 / 0", "importing a_script failed, ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_module_that_fails_on_import_is_told(
+    code: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "a_script.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ForeignError, match=words):
+        load_foreign(saved("unet", tmp_path), arch="a_script:network")
+
+
 def test_a_file_of_another_network_names_the_options(tmp_path: Path) -> None:
     path = saved("unet", tmp_path)
     with pytest.raises(MsanError, match="--arch MODULE:FACTORY"):
@@ -192,6 +337,38 @@ def test_a_bundle_is_made_again_only_with_the_code_that_is_named(network: Foreig
         reproduce(open_bundle(deployed), network.path)
     with pytest.raises(BundleError, match="the bundle is of MSAN: leave out x:y"):
         reproduce(open_bundle(), arch="x:y")
+
+
+def test_what_tiles_change_is_warned_of_and_written_down(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, network: ForeignNetwork, deployed: Path
+) -> None:
+    spec = EngineSpec(capabilities=capabilities_named("rtx30"))
+    normalised = unshuffled(monkeypatch, tmp_path, networks.Normalised())
+    said: list[str] = []
+    made = deploy(normalised, tmp_path / "bundle", spec, sample_cases()[:1], attention=GLOBAL, on_step=said.append)
+    (warning,) = (line for line in said if line.startswith("warning: "))
+    assert made.manifest.provenance["tiles"] in warning
+    levels = re.search(r"by up to (\d+) of 255 levels", warning)
+    assert levels is not None
+    assert int(levels[1]) == tiles_apart(normalised.module)
+    told = load_manifest(deployed).provenance["tiles"]
+    assert told.startswith("a sample of 520×776 px in tiles of 256×320 px differs"), network.arch
+
+
+def tiles_apart(module: nn.Module) -> int:
+    """In levels, how far the sample is in tiles from itself whole: through the runtime, on a backend of its own."""
+    picture = sized(PHOTOGRAPH, 520, 776)
+
+    class Bare(Backend):
+        name, device, limits = "bare", "PyTorch", TileLimits(area_px=520 * 776)
+
+        def infer(self, tiles: PictureArray) -> PictureArray:
+            with torch.inference_mode():
+                given = module(torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255)
+            return (given.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+    whole, tiled = (next(TiledRunner(Bare(), tile=tile).run((picture,))) for tile in (None, (256, 320)))
+    return int(np.abs(whole.astype(int) - tiled).max())
 
 
 # spandrel is not installed where these tests are run: it needs a torchvision that fits the release of PyTorch.

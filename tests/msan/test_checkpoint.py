@@ -243,8 +243,15 @@ def test_the_bomb_of_that_test_goes_off(tmp_path: Path) -> None:
 
 
 def test_a_whole_pickled_module_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=EXPECTED):
+    words = r"\(torch\.nn\.modules\.conv\.Conv2d\), .* save module\.state_dict\(\) instead"
+    with pytest.raises(CheckpointError, match=f"{words}; {EXPECTED}"):
         load_checkpoint(torch_file(tmp_path, nn.Conv2d(3, 3, 1)))
+
+
+@pytest.mark.parametrize(("data", "words"), [(b"", "is empty"), (b"hi", "is no PyTorch checkpoint")])
+def test_a_file_that_is_no_checkpoint_is_told_as_that(data: bytes, words: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"file {words}: {EXPECTED}"):
+        load_checkpoint(file_of(tmp_path, data))
 
 
 @pytest.mark.parametrize("layout", ["zip", "safetensors"])

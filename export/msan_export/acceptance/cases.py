@@ -13,10 +13,13 @@ from msan_runtime.errors import BundleError
 from msan_runtime.image import find_pictures, read_picture
 from msan_runtime.manifest import Profile
 
-__all__ = ["CASE_SIDE_PX", "SAMPLES", "middle", "sample_cases", "shape_cases", "sized"]
+__all__ = ["CASE_SIDE_PX", "SAMPLES", "TILED_PX", "TILE_PX", "middle", "sample_cases", "shape_cases", "sized"]
 
 CASE_SIDE_PX = 640
 """Pictures are compared on their middle part of at most this height and width."""
+
+TILED_PX, TILE_PX = (520, 776), (256, 320)
+"""Size of a picture, and of the tiles that it is cut into, so that tiles and their blending are compared too."""
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 

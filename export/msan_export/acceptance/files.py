@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,21 +78,24 @@ def hash_checks(folder: Path, manifest: Manifest) -> Iterator[Check]:
 
 
 def weights_check(path: Path, entry: GraphEntry, expected: Expected) -> Check:
-    """Whether every weight in the graph is the checkpoint's, to the bit, after folding and casting."""
+    """Whether every weight in the graph is the checkpoint's, to the bit, after folding and casting.
+
+    Which nodes of a graph below FP32 stay FP32 is the graph's own choice: a weight is compared in each type that it is
+    held in.
+    """
     try:
         graph = onnx.load(path).graph
         if INPUT_NAME not in {one.name for one in graph.input} or OUTPUT_NAME not in {one.name for one in graph.output}:
             raise OnnxError(f"it has no {INPUT_NAME} and {OUTPUT_NAME}")
-        found = {tensor.name.removesuffix("_fp16"): numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        found = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     except Exception as error:  # a damaged file raises whatever protobuf or onnx trips over
         return _check(entry.path, "weights", passed=False, detail=f"{UNREADABLE} ({type(error).__name__})")
     weights = expected.weights
-    quantized = {name for name in weights if f"{name}_{entry.precision}" in found}
+    quantized = {name for name in weights if entry.precision != "fp16" and f"{name}_{entry.precision}" in found}
     # Biases of quantised convolutions carry the correction of what quantisation shifts.
     corrected = {expected.biases[name] for name in quantized if name in expected.biases}
     plain = {name: values for name, values in weights.items() if name not in quantized | corrected}
-    kind = np.float32 if entry.precision == "fp32" else np.float16
-    different = [name for name, values in plain.items() if not _same_weight(found.get(name), name, values, kind)]
+    different = [name for name, values in plain.items() if not _same_weight(_held(found, name, entry), name, values)]
     different += [name for name in sorted(quantized) if not _near_weight(found, name, entry.precision, weights[name])]
     if different:
         return _check(entry.path, "weights", passed=False, detail=f"{len(different)} differ, first {different[0]}")
@@ -143,8 +146,14 @@ def _near_weight(found: Found, name: str, kind: str, expected: np.ndarray) -> bo
     return bool((error <= half_step * 1.001).all())
 
 
-def _same_weight(found: np.ndarray | None, name: str, expected: np.ndarray, kind: type[np.floating]) -> bool:
-    """Whether a graph holds ``expected`` as ``kind``. The exporter leaves out biases of zeros."""
-    if found is None:
+def _held(found: Found, name: str, entry: GraphEntry) -> list[tuple[np.ndarray, type[np.floating]]]:
+    """A weight as the graph holds it, and its type there: FP32, below that FP16, or both if nodes of both take it."""
+    kinds = {name: np.float32} if entry.precision == "fp32" else {name: np.float32, f"{name}_fp16": np.float16}
+    return [(found[one], kind) for one, kind in kinds.items() if one in found]
+
+
+def _same_weight(held: Sequence[tuple[np.ndarray, type[np.floating]]], name: str, expected: np.ndarray) -> bool:
+    """Whether each of ``held`` is ``expected`` in its type. The exporter leaves out biases of zeros."""
+    if not held:
         return name.endswith(".bias") and not expected.any()
-    return np.array_equal(found, expected.astype(kind))
+    return all(values.dtype == kind and np.array_equal(values, expected.astype(kind)) for values, kind in held)

@@ -13,7 +13,7 @@ import onnx
 from msan.evaluation.sets import EvaluationSet
 from msan_export.acceptance.as_run import backend_checks
 from msan_export.acceptance.built_types import type_checks
-from msan_export.acceptance.cases import shape_cases, sized
+from msan_export.acceptance.cases import TILE_PX, TILED_PX, shape_cases, sized
 from msan_export.acceptance.engine_files import engine_checks
 from msan_export.acceptance.files import (
     UNREADABLE,
@@ -45,9 +45,6 @@ from msan_runtime.memory import run_bytes
 from msan_runtime.select import select_backend
 
 __all__ = ["QUICK", "Scope", "verify_bundle"]
-
-TILED_PX, TILE_PX = (520, 776), (256, 320)
-"""Size of a picture, and of the tiles that it is cut into, so that tiles and their blending are compared too."""
 
 MEMORY_SHARE = 0.5
 """Of the machine's memory, that a run on a whole picture may take."""
