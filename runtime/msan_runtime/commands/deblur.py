@@ -11,6 +11,7 @@ from msan_runtime.commands.values import bytes_from_text, seconds_from_text, siz
 
 if TYPE_CHECKING:
     from msan_runtime.batch import FileOptions
+    from msan_runtime.cluster.options import RayOptions
     from msan_runtime.naming import Naming
     from msan_runtime.video import VideoOptions
 
@@ -124,7 +125,6 @@ def deblur(
     """
     from msan_runtime.batch import FileOptions
     from msan_runtime.bundle import find_bundle
-    from msan_runtime.cluster.options import ClusterError, RayOptions, worker_range_from_text
     from msan_runtime.commands.deblurring import Request, deblur_here, deblur_there
     from msan_runtime.image import EncodeOptions
     from msan_runtime.journal import Run, model_digest
@@ -160,14 +160,22 @@ def deblur(
         threads=workers,
         stats=stats,
     )
-    if ray is None:
-        given = {"--ray-workers": ray_workers, "--ray-gpus": ray_gpus, "--ray-cpus": ray_cpus}
-        alone = [name for name, value in given.items() if value is not None]
-        if alone:
-            raise ClusterError(f"{alone[0]} needs --ray. Give --ray local for this machine")
-        raise typer.Exit(deblur_here(request))
-    pool = worker_range_from_text(ray_workers) if ray_workers else None
-    raise typer.Exit(deblur_there(request, RayOptions(address=ray, workers=pool, gpus=ray_gpus, cpus=ray_cpus)))
+    cluster = _cluster_options(ray, ray_workers, ray_gpus, ray_cpus)
+    raise typer.Exit(deblur_here(request) if cluster is None else deblur_there(request, cluster))
+
+
+def _cluster_options(
+    address: str | None, workers: str | None, gpus: float | None, cpus: float | None
+) -> RayOptions | None:
+    from msan_runtime.cluster.options import ClusterError, RayOptions, worker_range_from_text
+
+    if address is not None:
+        pool = worker_range_from_text(workers) if workers else None
+        return RayOptions(address=address, workers=pool, gpus=gpus, cpus=cpus)
+    for name, value in (("--ray-workers", workers), ("--ray-gpus", gpus), ("--ray-cpus", cpus)):
+        if value is not None:
+            raise ClusterError(f"{name} needs --ray. Give --ray local for this machine")
+    return None
 
 
 def _video_options(crf: int | None, codec: str | None, start: str | None, end: str | None) -> VideoOptions:
