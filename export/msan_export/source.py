@@ -23,7 +23,8 @@ def load_source(name: str, *, arch: str | None = None, loader: LoaderName | None
     """The checkpoint called ``name`` (a file or a shipped one), or with ``arch`` or ``loader`` another network's.
 
     Raises:
-        CheckpointError, ForeignError, MissingExtraError: as :func:`load_checkpoint` and :func:`load_foreign`.
+        CheckpointError, ForeignError, MissingExtraError: as :func:`msan.checkpoint.load_checkpoint` and
+            :func:`msan_export.foreign.load_foreign`.
     """
     if arch is None and loader is None:
         return _msan(find_checkpoint(name))
