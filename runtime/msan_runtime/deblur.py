@@ -162,10 +162,11 @@ class Deblurrer:
             OutOfMemoryError, BackendError: as :meth:`deblur`.
         """
         batches = {self.batch(picture) for picture in pictures}
-        if len(batches) != 1 or len(pictures) > next(iter(batches)).size:
+        batch = batches.pop() if len(batches) == 1 else None
+        if batch is None or len(pictures) > batch.size:
             shapes = sorted({picture.shape[:2] for picture in pictures})
             raise ContractError(f"{len(pictures)} pictures of {shapes} do not run together. Ask batch() which do")
-        return self._runner.run_batch(pictures)
+        return self._runner.run_batch(pictures, batch.tile)
 
     def close(self) -> None:
         """Release the backends."""

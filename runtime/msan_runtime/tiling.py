@@ -102,15 +102,14 @@ class TiledRunner:
         most = self.backend.batch_size(*plan.tile) if self._batches and len(plan) == 1 else 1
         return Batch(tile=plan.tile, size=max(min(most, self.limits.area_px // math.prod(plan.tile)), 1))
 
-    def run_batch(self, pictures: Sequence[PictureArray]) -> list[PictureArray]:
-        """Deblur checked pictures of one type and one :class:`Batch` in one run of the network.
+    def run_batch(self, pictures: Sequence[PictureArray], tile: tuple[int, int]) -> list[PictureArray]:
+        """Deblur checked pictures of one type, whose :class:`Batch` has that ``tile``, in one run of the network.
 
         A backend that cannot do so does them one by one, from then on.
 
         Raises:
             OutOfMemoryError, BackendError: as :meth:`run`.
         """
-        tile = self.batch(*pictures[0].shape[:2]).tile
         tiles = np.stack([pad_to(picture, *tile) for picture in pictures])
         try:
             outputs = self.backend.infer(tiles_from_pixels(tiles, self.backend.io))
